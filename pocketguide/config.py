@@ -92,6 +92,7 @@ class LoraSettings:
 class TrainingConfig:
     "The optimisation."
     num_epochs: float = 5
+    max_steps: int = 0  # stop after so many optimiser steps; 0 = all epochs
     learning_rate: float = 1.5e-4  # peak
     effective_batch_size: int = 8  # examples per optimiser step
     micro_batch_size: int = 8  # examples per forward pass; must divide effective_batch_size
