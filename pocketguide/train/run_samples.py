@@ -55,17 +55,19 @@ class _Progress:
         self.bar.set_postfix_str(f"{self.done}/{self.n} answers, {self.tokens / seconds:.0f} tok/s", refresh=False)
 
 
-def answer(engine: Engine, suite: Suite, label: str = "answers", quiet: bool = False) -> tuple[list[dict], dict]:
-    "(sample rows in suite order, `wall_s`, `tokens` and `tokens_per_s` of the pass)."
-    prompts = [encode_chat(engine.tokenizer, chat_messages(r["prompt"], contract_prompt()))[0] for r in suite.rows]
+def answer(engine: Engine, suites: list[Suite], label: str = "answers", quiet: bool = False) -> tuple[dict[str, list[dict]], dict]:
+    "(sample rows of each suite by name, in suite order; `prompts`, `wall_s`, `tokens` and `tokens_per_s` of the pass). All suites share the batches."
+    asked = [row for u in suites for row in u.rows]
+    prompts = [encode_chat(engine.tokenizer, chat_messages(r["prompt"], contract_prompt()))[0] for r in asked]
     progress = _Progress(label, len(prompts), engine.max_new_tokens, quiet)
     began = time.perf_counter()
     done = engine.generate(prompts, progress)
     wall = time.perf_counter() - began
     progress.bar.close()
     tokens = sum(c.num_tokens for c in done)
-    rows = [sample_row(r, engine.text(c), c.finish_reason, c.num_tokens, c.latency_ms) for r, c in zip(suite.rows, done)]
-    return rows, {"wall_s": round(wall, 2), "tokens": tokens, "tokens_per_s": round(tokens / wall, 1)}
+    rows = iter([sample_row(r, engine.text(c), c.finish_reason, c.num_tokens, c.latency_ms) for r, c in zip(asked, done)])
+    how = {"prompts": len(asked), "wall_s": round(wall, 2), "tokens": tokens, "tokens_per_s": round(tokens / wall, 1)}
+    return {u.name: [next(rows) for _ in u.rows] for u in suites}, how
 
 # %% ../../nbs/09_batched_eval.ipynb #open-evaluable
 def open_evaluable(path: str | Path) -> tuple[Run, Config]:
@@ -82,10 +84,10 @@ def open_evaluable(path: str | Path) -> tuple[Run, Config]:
 
 
 def output_run(run: Run, out: Path | None) -> Run:
-    "Where the results go: the run itself, or `out`, made a run directory with the run's config and provenance."
+    "Where the results go: the run itself, or a run directory of the same name below `out`, with the run's config and provenance."
     if out is None:
         return run
-    target = Run(out / run.run_id if out.suffix == "" else out)
+    target = Run(out / run.run_id)
     target.path.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(run.path / "config.yaml", target.path / "config.yaml")
     target.update_meta(**{k: v for k, v in run.meta.items() if k != "published"}, evaluated_from=str(run.path))
@@ -107,7 +109,7 @@ def _generation(engine: Engine, cfg: Config, run: Run, suite: Suite, base: dict,
     "How the answers were made."
     return {
         "dtype": str(engine.model.dtype).removeprefix("torch."), "device": torch.cuda.get_device_name() if engine.device.type == "cuda" else f"cpu ({torch.get_num_threads()} threads)",
-        "batch_size": engine.batch_size, "max_new_tokens": engine.max_new_tokens, "wall_s": round(base["wall_s"] + finetuned["wall_s"], 2),
+        "batch_size": engine.batch_size, "max_new_tokens": engine.max_new_tokens, "wall_s": round(base["wall_s"] + finetuned["wall_s"], 2),  # of both passes, over all suites evaluated together
         "base": base, "finetuned": finetuned, "base_hash": base_hash(cfg.base_model_id), "adapter_hash": folder_hash(run.adapter),
         "suite_hash": file_hash(suite.path), "versions": versions(),
     }
@@ -131,19 +133,15 @@ def evaluate(runs: list[tuple[Run, Config]], suites: list[Suite], s: EvalSetting
     model = load_model(first.base_model_id, s.dtype, s.device, first.runtime.quantization)
     tokenizer = load_tokenizer(first.base_model_id)
 
-    def passes(m, label):
-        engine = Engine(m, tokenizer, s.batch_size, s.max_new_tokens)
-        return engine, {u.name: answer(engine, u, f"{label} on {u.name}", s.quiet) for u in suites}
-
-    engine, base = passes(model, "base")
-    summary = [summary_row("base", u.name, base[u.name][0], base[u.name][1]) for u in suites]
+    engine = Engine(model, tokenizer, s.batch_size, s.max_new_tokens)
+    base, base_how = answer(engine, suites, "base", s.quiet)
+    summary = [summary_row("base", u.name, base[u.name], base_how) for u in suites]
     for run, cfg in runs:
         with merged(model, run.adapter) as tuned:
-            _, fine = passes(tuned, run.name)
+            fine, how = answer(Engine(tuned, tokenizer, s.batch_size, s.max_new_tokens), suites, run.name, s.quiet)
         for u in suites:
-            how = _generation(engine, cfg, run, u, base[u.name][1], fine[u.name][1])
-            write_results(output_run(run, out), u, base[u.name][0], fine[u.name][0], how)
-            summary.append(summary_row(run.name, u.name, fine[u.name][0], fine[u.name][1]))
+            write_results(output_run(run, out), u, base[u.name], fine[u.name], _generation(engine, cfg, run, u, base_how, how))
+            summary.append(summary_row(run.name, u.name, fine[u.name], how))
     return summary
 
 # %% ../../nbs/09_batched_eval.ipynb #summary-row
@@ -152,7 +150,7 @@ def summary_row(name: str, suite: str, rows: list[dict], how: dict) -> dict:
     n, failed = len(rows), [r["category"] for r in rows if not r["schema_valid"]]
     top = max(sorted(set(failed)), key=failed.count, default=None)
     return {"model": name, "suite": suite, "schema_valid": rate_text(sum(r["schema_valid"] for r in rows), n), "semantic_valid": rate_text(sum(r["semantic_valid"] for r in rows), n),
-            "top failure": f"{top} ({failed.count(top)})" if top else "none", "tokens/s": how["tokens_per_s"], "wall s": how["wall_s"]}
+            "top failure": f"{top} ({failed.count(top)})" if top else "none", "tokens/s": how["tokens_per_s"], "s per prompt": round(how["wall_s"] / how["prompts"], 2)}
 
 # %% ../../nbs/09_batched_eval.ipynb #main
 @command

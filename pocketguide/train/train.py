@@ -6,9 +6,10 @@
 __all__ = ['IGNORE', 'encode_row', 'SFTDataset', 'Collator', 'add_adapter', 'save_adapter', 'RunLog', 'training_arguments',
            'load_sft', 'last_checkpoint', 'train', 'plot_loss', 'main', 'training_table']
 
-# %% ../../nbs/06_train.ipynb #b2683641
+# %% ../../nbs/06_train.ipynb #69bab966
 import logging
 import math
+import shutil
 import time
 import warnings
 from pathlib import Path
@@ -179,7 +180,7 @@ def train(
             result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         except torch.OutOfMemoryError:
             raise UserError("out of memory while training", f"micro_batch_size {cfg.training.micro_batch_size}",
-                            f"start again with --resume {run.path} --set training.micro_batch_size={max(1, cfg.training.micro_batch_size // 2)}") from None
+                            f"start again with --set training.micro_batch_size={max(1, cfg.training.micro_batch_size // 2)}; the effective batch stays") from None
         seconds = time.perf_counter() - began
         save_adapter(model, run.adapter)
         run.update_meta(**_provenance(cfg, run, device, train_set, result, seconds, start_step))
@@ -246,7 +247,12 @@ def main(argv=None):
     cfg = load_config(a.config or open_run(a.resume).path / "config.yaml", a.set)
     load_sft(cfg, load_tokenizer(cfg.base_model_id))  # a broken row is said before a run directory is made
     run = _resume_target(a.resume, cfg, a.runs) if a.resume else create_run(cfg, a.runs)
-    train(cfg, run, a.quiet)
+    try:
+        train(cfg, run, a.quiet)
+    except UserError:
+        if not a.resume and last_checkpoint(run) is None:
+            shutil.rmtree(run.path)  # nothing was trained, so nothing is left behind
+        raise
     t = run.meta["training"]
     print(f"{run.path}: {t['steps']} steps in {t['seconds']:.0f} s ({t['tokens_per_s']:,.0f} tokens/s), mean training loss {t['final_loss']:.3f}")
 

