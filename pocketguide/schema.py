@@ -130,13 +130,9 @@ def parse_strict(
     text: str,
 ) -> object:
     "The JSON value that `text` is. `ParseProblem` if it is anything else; no other exception, whatever the text."
-    opening = re.search(r"[\[{]", text)
-    if opening:
+    if opening := re.match(r"\s*[\[{]", text):
         # Brackets are counted before parsing, so that depth is our limit and not the interpreter's.
-        depth, deepest = 0, 0
-        for m in _TOKEN.finditer(text, opening.start()):
-            depth += (m[0] in "[{") - (m[0] in "]}")
-            deepest = max(deepest, depth)
+        _, deepest = _spans(text, opening.end() - 1)
         if deepest > MAX_DEPTH:
             raise ParseProblem("too_deep", f"nested {deepest} levels deep, at most {MAX_DEPTH} are read")
     try:
@@ -156,7 +152,9 @@ def parse_lenient(
     text: str,
     candidates: int = 8,  # how many opening brackets to try; bounds the time on hostile text
 ) -> dict | None:
-    "The first object that can be had from `text`, or None."
+    "The first object that can be had from `text`, or None. A text that begins with a bracket is that value or nothing."
+    if text.lstrip()[:1] in ("{", "["):
+        candidates = 1
     starts = (m.start() for m in re.finditer(r"[\[{]", text))
     reach = 0
     for start in islice(starts, candidates):
@@ -425,9 +423,11 @@ def _text_problem(text: str, error: ParseProblem, lenient: dict | None, finish_r
         return Problem("empty", "empty", "$", "there is no answer")
     end = _spans(body)[0] if body[0] in "[{" else None
     closed = end is not None and not body[end:].strip()
-    wrapped = body[0] not in "[{" or (end is not None and not closed)
-    if wrapped and lenient is not None:
-        return Problem("prose_or_fence", "fenced" if "```" in body else "prose", "$", "the JSON stands inside other text")
+    trailed = end is not None and not closed
+    if lenient is not None and (trailed or body[0] not in "[{"):
+        return Problem("prose_or_fence", "fenced" if body.startswith("```") else "prose", "$", "the JSON stands inside other text")
+    if trailed:  # the root has closed, so what follows it, loop or cut, is not what went wrong
+        return Problem("not_json", error.code, "$", str(error))
     if repeats(body):
         return Problem("repetition_loop", "repetition_loop", "$", "the answer repeats itself" + (" until the token limit" if finish_reason == "length" else ""))
     if finish_reason == "length" and not closed:
