@@ -949,8 +949,9 @@ def share_out(days: list[dict], total: int, share: float, code: str) -> None:
     items = [i for d in days for i in d["items"]]
     whole = sum(weight[i["budget"]] for i in items) or 1
     step = max(1, 5 * 10 ** (len(str(total)) - 4))
+    unit = min(share * total / whole, 0.1 * total / len(days))  # a cheap item takes a tenth of its day at most
     for i in items:
-        if amount := int(total * share * weight[i["budget"]] / whole / step) * step:
+        if amount := int(unit * weight[i["budget"]] / step) * step:
             i["cost_estimate"] = {"currency": code, "amount": amount}
 
 # %% ../nbs/05_data.ipynb #itinerary-payload
