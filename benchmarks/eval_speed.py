@@ -81,7 +81,6 @@ def hf_generate(model, prompts, tokens, batch, **kwargs):
         model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False, pad_token_id=0, **kwargs)
 
 
-@torch.inference_mode()
 def hf_generate_batch(model, prompts, tokens):
     "transformers' continuous batching."
     model.generate_batch(inputs=prompts, generation_config=GenerationConfig(max_new_tokens=tokens, do_sample=False, eos_token_id=-1, pad_token_id=0), progress_bar=False)
