@@ -253,6 +253,11 @@ class Run:
         return re.sub(r"^\d{8}_\d{6}-", "", self.run_id)
 
     @property
+    def is_repeat(self) -> bool:
+        "True for a run that repeats another with a different seed (`v4-seed43`); it shows the spread and is not the headline."
+        return re.search(r"-seed\d+$", self.name) is not None
+
+    @property
     def meta(self) -> dict:
         return read_json(self.path / "meta.json", "run's meta.json")
 

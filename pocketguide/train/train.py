@@ -224,6 +224,7 @@ def _answer_limit(train_set: SFTDataset) -> int:
 def _provenance(cfg: Config, run: Run, device, train_set: SFTDataset, result, seconds: float, start_step: int) -> dict:
     "What the run was made of and what it cost, for `meta.json`."
     steps = result.global_step - start_step
+    answering = sum(r["seconds"] for r in read_jsonl(run.path / "train_log.jsonl") if "schema_valid" in r and r["step"] > start_step)
     per_epoch = math.ceil(len(train_set) / cfg.training.effective_batch_size)
     tokens = round(train_set.num_tokens * steps / per_epoch)
     return {
@@ -233,7 +234,7 @@ def _provenance(cfg: Config, run: Run, device, train_set: SFTDataset, result, se
         "base_hash": base_hash(cfg.base_model_id),
         "adapter_hash": folder_hash(run.adapter),
         "training": {"examples": len(train_set), "steps": result.global_step, "final_loss": result.training_loss, "seconds": round(seconds, 2),
-                     "steps_timed": steps, "tokens_per_s": round(tokens / seconds, 1),
+                     "steps_timed": steps, "seconds_answering": round(answering, 2), "tokens_per_s": round(tokens / (seconds - answering), 1),
                      "peak_memory_mb": round(torch.cuda.max_memory_allocated(device) / 2**20) if device.type == "cuda" else None},
     }
 
@@ -323,5 +324,5 @@ def training_table(runs: list[Run]) -> list[dict]:
         cfg, t, log = load_config(run.path / "config.yaml"), run.meta["training"], read_jsonl(run.path / "train_log.jsonl", torn="drop")
         evals = [r["eval_loss"] for r in log if "eval_loss" in r]
         rows.append({"run": run.run_id, "epochs": cfg.training.num_epochs, "steps": t["steps"], "rank": cfg.lora.r, "targets": cfg.lora.target_modules, "lr": cfg.training.learning_rate,
-                     "last val loss": round(evals[-1], 4), "best val loss": round(min(evals), 4), "seconds": t["seconds"], "tokens/s": t["tokens_per_s"], "device": run.meta["device"]})
+                     "last val loss": round(evals[-1], 4), "best val loss": round(min(evals), 4), "seconds": t["seconds"], "device": run.meta["device"]})
     return rows
