@@ -83,7 +83,9 @@ def hf_generate(model, prompts, tokens, batch, **kwargs):
 
 def hf_generate_batch(model, prompts, tokens):
     "transformers' continuous batching."
-    model.generate_batch(inputs=prompts, generation_config=GenerationConfig(max_new_tokens=tokens, do_sample=False, eos_token_id=-1, pad_token_id=0), progress_bar=False)
+    done = model.generate_batch(inputs=prompts, generation_config=GenerationConfig(max_new_tokens=tokens, do_sample=False, eos_token_id=-1, pad_token_id=0), progress_bar=False)
+    if [len(r.generated_tokens) for r in done.values()] != [tokens] * len(prompts):
+        raise RuntimeError("generate_batch did not answer every prompt in full")
 
 
 def engine_generate(model, tokenizer, prompts, tokens, batch):

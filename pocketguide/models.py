@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PINNED', 'DTYPES', 'CHATML', 'PinnedBase', 'cache_dir', 'verify_checksum', 'fetch_gguf', 'pinned_path', 'is_cached',
-           'base_path', 'base_hash', 'pick_device', 'pick_dtype', 'load_tokenizer', 'load_model', 'make_tiny_base',
-           'encode_chat', 'chat_messages']
+           'base_path', 'base_hash', 'pick_device', 'pick_dtype', 'end_of_turn', 'load_tokenizer', 'load_model',
+           'make_tiny_base', 'encode_chat', 'chat_messages']
 
 # %% ../nbs/04_models.ipynb #1ce0722a
 import os
@@ -183,12 +183,27 @@ def _from_pretrained(cls, base_model_id: str, **kwargs):
         raise UserError(f"cannot load the base model {base_model_id}", str(e).strip().splitlines()[0][:200],
                         "check base_model_id; a hub model needs the network once (or a filled HF cache), and `hf auth login` if it is gated") from None
 
-# %% ../nbs/04_models.ipynb #load-tokenizer
+# %% ../nbs/04_models.ipynb #end-of-turn
+def end_of_turn(tokenizer) -> int | None:
+    "Id of the token with which the chat template closes an assistant turn, None if it closes with plain text."
+    ask = [{"role": "user", "content": "?"}]
+    opened = tokenizer.apply_chat_template(ask, tokenize=False, add_generation_prompt=True)
+    closed = tokenizer.apply_chat_template([*ask, {"role": "assistant", "content": "!"}], tokenize=False)
+    after = tokenizer(closed.removeprefix(opened).removeprefix("!"), add_special_tokens=False)["input_ids"]
+    return after[0] if after and after[0] in {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder} else None
+
+
 def load_tokenizer(base_model_id: str):
-    "The base model's tokenizer. `UserError` if it has no chat template or end-of-turn token."
+    "The base model's tokenizer; its `eos_token` is what the chat template ends a turn with. `UserError` if there is no such token."
     tok = _from_pretrained(AutoTokenizer, base_model_id)
-    if tok.chat_template is None or tok.eos_token_id is None:
-        raise UserError(f"the tokenizer of {base_model_id} has no chat template or no end-of-turn token", "base_model_id", "choose an instruction-tuned model")
+    if tok.chat_template is None:
+        raise UserError(f"the tokenizer of {base_model_id} has no chat template", "base_model_id", "choose an instruction-tuned model")
+    # Read off the template, not off the tokenizer's config: transformers 5.17 takes the GGUF's eos to be <|im_start|>, 5.23 <|im_end|>
+    end = end_of_turn(tok)
+    if end is not None:
+        tok.eos_token = tok.convert_ids_to_tokens(end)
+    if tok.eos_token_id is None:
+        raise UserError(f"the tokenizer of {base_model_id} has no end-of-turn token", "base_model_id", "choose an instruction-tuned model")
     if tok.pad_token_id is None:
         tok.pad_token = tok.eos_token
     return tok
