@@ -13,7 +13,7 @@ __all__ = ['TAGS', 'PLACEHOLDERS', 'FILES', 'LABELS', 'LEAK', 'SEASON_MONTHS', '
            'compose_response', 'faults', 'to_row', 'to_record', 'to_sft', 'Builder', 'draw_row', 'draw_records',
            'draw_suite', 'Built', 'jsonl', 'build', 'write', 'coverage', 'plot_lengths', 'main']
 
-# %% ../nbs/05_data.ipynb #13b47129
+# %% ../nbs/05_data.ipynb #30e02d2a
 import hashlib
 import json
 import random
@@ -30,7 +30,7 @@ import yaml
 
 from .config import Parser, UserError, command, nearest
 from .facts import Facts, currency_label, emergency_label, facts_for, main_airport, main_language
-from .runs import dump_row, file_hash, read_jsonl, write_json, write_text
+from .runs import dump_row, file_hash, write_json, write_text
 from .schema import PAYLOAD_TYPES, check, contract_prompt, load_schema
 
 # %% ../nbs/05_data.ipynb #one

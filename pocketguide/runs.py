@@ -7,7 +7,7 @@ __all__ = ['PACK_BYTES', 'dump_row', 'write_text', 'write_json', 'write_jsonl', 
            'lock', 'file_hash', 'folder_hash', 'versions', 'git_commit', 'new_run_id', 'Run', 'create_run', 'open_run',
            'published_runs', 'publish']
 
-# %% ../nbs/02_runs.ipynb #4c37a640
+# %% ../nbs/02_runs.ipynb #336661d0
 import contextlib
 import fcntl
 import gzip
@@ -21,7 +21,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from pathlib import Path

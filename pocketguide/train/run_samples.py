@@ -6,18 +6,17 @@
 __all__ = ['Suite', 'load_suite', 'answer_key', 'answer', 'open_evaluable', 'output_run', 'EvalSettings', 'write_results',
            'parity', 'evaluate', 'summary_row', 'main', 'plot_comparison']
 
-# %% ../../nbs/09_batched_eval.ipynb #45d5e829
+# %% ../../nbs/09_batched_eval.ipynb #6edfc5d9
 import argparse
 import contextlib
 import hashlib
 import json
-import os
 import shlex
 import shutil
 import signal
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
