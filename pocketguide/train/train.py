@@ -140,7 +140,7 @@ class RunLog(TrainerCallback):
         self.bar.close()
         self.log.close()
 
-
+# %% ../../nbs/08_train.ipynb #generationeval
 class GenerationEval(TrainerCallback):
     "After every epoch: answer the validation prompts and log how many answers are schema-valid, and what that cost."
 
@@ -239,12 +239,15 @@ def _provenance(cfg: Config, run: Run, device, train_set: SFTDataset, result, se
     }
 
 # %% ../../nbs/08_train.ipynb #plot-loss
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito's, safe for colour-blind eyes
+
+
 def plot_loss(runs: list[Run], ax=None):
     "Training loss (line, a point a step) and validation loss (markers, a point an epoch) of each run, against the optimiser step."
     import matplotlib.pyplot as plt
     ax = ax or plt.subplots(figsize=(7, 4))[1]
     for i, run in enumerate(runs):
-        colour = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")[i % 6]  # Okabe-Ito, safe for colour-blind eyes
+        colour = _COLOURS[i % len(_COLOURS)]
         log = read_jsonl(run.path / "train_log.jsonl", torn="drop")
         steps, evals = [r for r in log if "loss" in r], [r for r in log if "eval_loss" in r]
         ax.plot([r["step"] for r in steps], [r["loss"] for r in steps], color=colour, lw=1, alpha=0.7, label=f"{run.name}: train")
@@ -266,7 +269,7 @@ def plot_epochs(runs: list[Run], ax=None):
         rate = [100 * r["schema_valid"] / r["prompts"] for r in rows]
         bounds = [wilson(r["schema_valid"], r["prompts"]) for r in rows]
         error = [[y - 100 * low for y, (low, _) in zip(rate, bounds)], [100 * high - y for y, (_, high) in zip(rate, bounds)]]
-        colour = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")[i % 6]
+        colour = _COLOURS[i % len(_COLOURS)]
         ax.errorbar([r["epoch"] + 0.06 * (i - len(runs) / 2) for r in rows], rate, error, color=colour, marker="os^D"[i % 4], capsize=3, lw=1.5, label=f"{run.name} (n = {rows[0]['prompts']})")
     ax.set(title="Schema-valid answers to validation prompts", xlabel="epoch", ylabel="schema-valid (%), 95 % Wilson interval", ylim=(-3, 103))
     ax.legend(frameon=False)
