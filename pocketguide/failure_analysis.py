@@ -306,7 +306,7 @@ def seed_rows(runs: list[Run], suite: str) -> list[dict]:
     having = sorted((r for r in beside if suite in r.suites), key=lambda r: r.name)
     return trend([read_version(r, suite) for r in having])
 
-
+# %% ../nbs/10_failure_analysis.ipynb #csv
 def _csv(rows: list[dict]) -> str:
     out = io.StringIO()
     if rows:

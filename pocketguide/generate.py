@@ -350,7 +350,7 @@ def _halved(size: int, left: int, engine: Engine) -> int:
         torch.cuda.empty_cache()
     return size // 2
 
-
+# %% ../nbs/06_generate.ipynb #decode-all
 @torch.inference_mode()
 def _decode_all(engine: Engine, prompts: list[list[int]], waiting: deque, at_work: list[_Row | None], progress):
     "Decode until nothing waits and nothing is at work; `waiting` and `at_work` say at any time what is not answered yet."
@@ -396,7 +396,7 @@ def _look(engine: Engine, slots: Slots, at_work: list[_Row | None]) -> tuple[int
             slots.done[i] = True
     return made, finished
 
-
+# %% ../nbs/06_generate.ipynb #scan
 def _scan(engine: Engine, row: _Row, fresh: list[int]) -> int | None:
     "Follow the row's new tokens; how many of its tokens to keep if text followed its closed JSON, else None."
     for k, token in enumerate(fresh, 1):

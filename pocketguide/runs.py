@@ -236,7 +236,7 @@ def new_run_id(name: str, root: str | Path, now: datetime | None = None) -> str:
         now += timedelta(seconds=1)
     return f"{now:%Y%m%d_%H%M%S}-{name}"
 
-
+# %% ../nbs/02_runs.ipynb #run
 @dataclass(frozen=True)
 class Run:
     "One run directory. Making the object reads nothing; the properties read when asked."
