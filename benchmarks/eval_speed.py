@@ -128,7 +128,7 @@ def attempt(rows, name, *args, **kwargs):
 def methods(name, quick):
     "All rows of one model. `quick`: fewer tokens, for CPUs and rehearsals."
     model, tokenizer = (real_model if name == "135m" else llama_7b)()
-    short, long = (32, 48) if quick else (96, 512 if name == "135m" else 256)
+    short, long = (32, 256) if quick else (96, 512)
     forty = prompt_ids(tokenizer, model.config.vocab_size, 40)
     rows = []
     peft = unmerged(model)
