@@ -531,7 +531,7 @@ def _fact(draft: Draft, part: str) -> list[str]:
     lines = [f["text"] for f in facts[part] if ask.payload_type in f["places"] and not (f.get("foreign") and main_language(ask.facts) == "English")]
     season = ask.needs.get("season")
     if ask.block:  # only the holidays that stand beside the question
-        dates = [d for d in re.findall(r"\d+ [A-Z][a-z]+ \([^()]*\)", ask.block) if not season or d in season_holidays(ask.facts, season)]
+        dates = [] if season else re.findall(r"\d+ [A-Z][a-z]+ \([^()]*\)", ask.block)
         if part == "verify" and dates and draft.rng.random() < 0.35:
             draft.writer.slots["holiday"] = one(draft.rng, dates)
             lines = [f["text"] for f in facts["holiday"] if ask.payload_type in f["places"]] or lines

@@ -77,6 +77,7 @@ class DataConfig:
     train: str = "data/v2/sft_train.jsonl"  # SFT rows
     val: str = "data/v2/sft_val.jsonl"  # SFT rows for the validation loss
     max_seq_len: int = 2048  # tokens, prompt and target together; a longer example is an error
+    facts_block: bool = False  # prompts carry the offline facts of the destination; training rows hold them already, so this tells evaluation what to show
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,12 @@ class TrainingConfig:
     lr_scheduler: str = "cosine"
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
+    group_by_length: bool = False  # batches of examples of similar length, in random order: less padding, another order of the examples
+    eval_rows: int = 0  # rows of data.val, from the first, for the validation loss; 0 = all
+    select_best: str = "last"  # whose adapter is kept: the last epoch's, or that of the epoch with the lowest loss or with the most schema_valid answers on data.val
+    select_rows: int = 48  # select_best schema_valid: rows of data.val, from the first, answered after each epoch
+    select_tokens: int = 1024  # token limit of those answers
+    patience: int = 0  # stop after so many epochs without improvement; 0 = never
 
 # %% ../nbs/01_config.ipynb #runtimeconfig
 @dataclass(frozen=True)
@@ -163,9 +170,11 @@ _CHOICES = {
     "runtime.dtype": ("auto", "float32", "bfloat16", "float16"),
     "runtime.quantization": ("none", "nf4", "int8"),
     "training.lr_scheduler": ("cosine", "linear", "constant", "constant_with_warmup"),
+    "training.select_best": ("last", "loss", "schema_valid"),
 }
 _POSITIVE = ("data.max_seq_len", "lora.r", "lora.alpha", "training.num_epochs", "training.learning_rate", "training.effective_batch_size",
-             "training.micro_batch_size", "training.max_grad_norm")
+             "training.micro_batch_size", "training.max_grad_norm", "training.select_rows", "training.select_tokens")
+_NOT_NEGATIVE = ("training.eval_rows", "training.patience")
 
 
 def _get(cfg: Config, key: str):
@@ -180,11 +189,16 @@ def _verify(cfg: Config, source: str) -> Config:
     for key in _POSITIVE:
         if not _get(cfg, key) > 0:
             raise UserError(f"{key} is {_get(cfg, key)}", source, "it must be greater than 0")
+    for key in _NOT_NEGATIVE:
+        if _get(cfg, key) < 0:
+            raise UserError(f"{key} is {_get(cfg, key)}", source, "it must be at least 0")
     if not 0 <= cfg.lora.dropout < 1:
         raise UserError(f"lora.dropout is {cfg.lora.dropout}", source, "it must be at least 0 and below 1")
     t = cfg.training
     if t.effective_batch_size % t.micro_batch_size:
         raise UserError(f"training.micro_batch_size {t.micro_batch_size} does not divide effective_batch_size {t.effective_batch_size}", source, "choose a divisor")
+    if t.patience and t.select_best == "last":
+        raise UserError(f"training.patience is {t.patience}, but training.select_best last knows no improvement", source, "set training.select_best to schema_valid or loss")
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", cfg.name):
         raise UserError(f"name {cfg.name!r} cannot be part of a folder's name", source, "use letters, digits, dots and dashes")
     return cfg

