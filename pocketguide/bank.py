@@ -43,7 +43,7 @@ def weighted(rng: random.Random, weights: dict):
             return key
     return key
 
-# %% ../nbs/07_bank.ipynb #fc9e9bf1
+# %% ../nbs/07_bank.ipynb #9271c5a8
 TAGS = {  # the vocabulary; `any` is a word of every kind
     "interest": "food history nature art nightlife beach shopping family sport relaxation photography local_life architecture music",
     "time": "morning midday afternoon evening",
@@ -62,7 +62,7 @@ TAGS = {kind: tuple(words.split()) for kind, words in TAGS.items()}
 PLACEHOLDERS = ("city", "country", "currency", "emergency", "language", "airport", "days", "amount", "money", "budget", "ask", "where",
                 "with", "thing", "features", "features_cap", "days_cap", "holiday", "a", "a_cap", "b", "calling", "other")
 FILES = ("destinations", "prompts", "constraints", "situations", "choices", "checklists", "activities", "frames")
-TELLINGS = ("tellings", "tellings_more")  # how travellers tell of an entry; later layers may have them
+TELLINGS = ("tellings", "tellings_more", "tellings_situations", "tellings_themes", "tellings_choices", "tellings_trips")  # how travellers tell of an entry; later layers may have them
 
 # %% ../nbs/07_bank.ipynb #walk
 def walk(value: object, path: tuple = ()) -> Iterator[tuple[tuple, object]]:

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['LABELS', 'LEAK', 'FACT_PACKAGES', 'PLANS', 'masked', 'sentences', 'Shares', 'sharing', 'grams', 'leaks',
-           'nearest_similarity', 'breadth', 'faults', 'to_row', 'to_record', 'to_sft', 'Builder', 'inform', 'draw_row',
+           'nearest_similarity', 'breadth', 'faults', 'to_row', 'to_record', 'Builder', 'inform', 'draw_row',
            'draw_records', 'draw_suite', 'Built', 'jsonl', 'build', 'write', 'plot_lengths', 'main']
 
-# %% ../nbs/10_data.ipynb #4d02e37d
+# %% ../nbs/10_data.ipynb #9ab8a404
 import hashlib
 import random
 import re
@@ -19,14 +19,14 @@ from pathlib import Path
 
 import numpy as np
 
-from .answers import compose_response, serialize
+from .answers import compose_response
 from .bank import bank_hash, load_bank, some, walk
 from .config import Parser, UserError, command, nearest
 from .facts import find_place
-from .prompts import facts_block, user_text
+from .prompts import facts_block, to_sft
 from .questions import Ask, Plan, Tally, compose_prompt, draw_ask, feasible
 from .runs import dump_row, read_jsonl, write_json, write_packed, write_text
-from .schema import PAYLOAD_TYPES, check, contract_prompt
+from .schema import PAYLOAD_TYPES, check, serialize
 from .wishes import wishes_met
 
 # %% ../nbs/10_data.ipynb #masked
@@ -212,12 +212,6 @@ def to_record(ask: Ask, prompt: str, response: dict, version: str, split: str) -
         meta["budget"] = {"amount": ask.money[0], "currency": ask.money[2]}
     return {"id": row["id"], "prompt": prompt, "response": response, **{k: row[k] for k in ("payload_type", "destination", "category", "difficulty", "region_tags")}, "metadata": meta}
 
-
-def to_sft(record: dict) -> dict:
-    "The training row of a record: what is asked as messages, what is to be answered as one string."
-    return {"id": record["id"], "messages": [{"role": "system", "content": contract_prompt()}, {"role": "user", "content": user_text(record["prompt"], record["metadata"].get("facts", ""))}],
-            "target": serialize(record["response"]), "metadata": {"payload_type": record["payload_type"], "destination": record["destination"], "difficulty": record["difficulty"]}}
-
 # %% ../nbs/10_data.ipynb #builder
 class Builder:
     "What the rows of one version share: what was drawn and said so far, and how much answers repeat each other."
@@ -304,7 +298,7 @@ def draw_records(builder: Builder, split: str) -> list[dict]:
             return None, f"its place is taken for another: {prompt!r}"
         if not feasible(ask, builder.bank):
             return None, f"there is not enough to do for {ask.days} days"
-        response, writer = compose_response(rng, ask, builder.bank, builder.used, 0.4 * n, plan.fact_rate)
+        response, writer = compose_response(rng, ask, builder.bank, builder.used, 0.4 * n, plan)
         record = to_record(ask, prompt, response, plan.version, split)
         if why := builder.refusal(record):
             return None, why
@@ -339,12 +333,14 @@ class Built:
     splits: dict  # split to records
     suites: dict  # suite to rows
     manifest: dict
+    sft: bool = True  # whether the training rows get files of their own
 
     @property
     def files(self) -> dict[str, str]:
         "File name to content, of the version's folder."
         rows = {f"{split}.jsonl": rows for split, rows in self.splits.items()}
-        rows |= {f"sft_{split}.jsonl": [to_sft(r) for r in self.splits[split]] for split in ("train", "val") if split in self.splits}
+        if self.sft:
+            rows |= {f"sft_{split}.jsonl": [to_sft(r) for r in self.splits[split]] for split in ("train", "val") if split in self.splits}
         return {name: jsonl(r) for name, r in rows.items()}
 
 
@@ -356,11 +352,11 @@ def jsonl(rows: Iterable[dict]) -> str:
 def _sha(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
-# %% ../nbs/10_data.ipynb #ae091357
+# %% ../nbs/10_data.ipynb #29c3779d
 PLANS = {
     "v2": Plan("v2", {"train": 160, "val": 60, "test": 60}, {1: 0.5, 2: 0.3, 3: 0.14, 4: 0.06}, {"fixed20_v1": (20, "test"), "fixed200_v1": (200, "suite")}, nodes=7),
-    "v3": Plan("v3", {"train": 4400, "val": 120, "test": 120}, {1: 0.27, 2: 0.26, 3: 0.2, 4: 0.11, 5: 0.06, 6: 0.03, 7: 0.04, 8: 0.01, 10: 0.02}, bank=("v2", "v3"), tellings=0.45, facts=True, unknown=0.08,
-               fact_rate=2.0, shared=0.75, longest=3700, hurried={"lower": 9, "upper": 2, "typos": 8, "bare": 6, "short": 5}),
+    "v3": Plan("v3", {"train": 4400, "val": 120, "test": 120}, {1: 0.27, 2: 0.26, 3: 0.2, 4: 0.11, 5: 0.06, 6: 0.03, 7: 0.04, 8: 0.01, 10: 0.02}, bank=("v2", "v3"), tellings=0.45, facts=True, unknown=0.06,
+               ordered_trees=True, fact_rate=2.0, shared=0.75, longest=3700, sft=False, hurried={"lower": 9, "upper": 2, "typos": 8, "bare": 6, "short": 5}),
 }
 
 # %% ../nbs/10_data.ipynb #build
@@ -377,7 +373,7 @@ def build(version: str = "v2", content: str | Path = "data/content", plan: Plan 
     for name, rows in {**others, **{s: r for s, r in splits.items() if s != "train"}, **suites}.items():
         if found := leaks(splits.get("train", []), rows):
             raise UserError(f"{name} leaks into train: {found[0]['kind']}", f"{found[0]['suite']} and {found[0]['train']}", "reword the parts that both draw on")
-    built = Built(version, splits, suites, {})
+    built = Built(version, splits, suites, {}, plan.sft)
     return replace(built, manifest=_manifest(built, builder, content))
 
 

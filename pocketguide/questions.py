@@ -220,9 +220,11 @@ class Plan:
     tellings: float = 0.0  # share of questions that are whole messages, of an entry or a trip, and not composed from parts
     facts: bool = False  # whether a question comes with the facts of its place
     unknown: float = 0.0  # share of questions that come without them all the same
+    ordered_trees: bool = False  # whether the nodes of a tree stand, and are numbered, in the order in which its edges reach them
     fact_rate: float = 1.0  # how much likelier than in v2 a point of the envelope carries a fact
     shared: float = 0.5  # of the sentences of an answer, at most, with any other answer
     longest: int = 3200  # characters of a target, about 800 tokens
+    sft: bool = True  # whether training rows are written out beside the records that they follow from
     hurried: dict = field(default_factory=lambda: HURRIED)  # kinds of careless typing to their weights
 
     @property

@@ -5,15 +5,16 @@
 # %% auto #0
 __all__ = ['PACK_BYTES', 'dump_row', 'write_bytes', 'write_text', 'write_json', 'write_jsonl', 'packed', 'write_packed',
            'read_json', 'read_jsonl', 'JsonlLog', 'lock', 'file_hash', 'folder_hash', 'versions', 'git_commit',
-           'new_run_id', 'Run', 'create_run', 'open_run', 'published_runs', 'publish']
+           'new_run_id', 'Run', 'create_run', 'open_run', 'cache_dir', 'unpacked_adapter', 'published_runs', 'publish']
 
-# %% ../nbs/02_runs.ipynb #336661d0
+# %% ../nbs/02_runs.ipynb #1e4d3e04
 import contextlib
 import fcntl
 import gzip
 import hashlib
 import importlib.metadata
 import json
+import lzma
 import os
 import platform
 import re
@@ -71,17 +72,23 @@ def write_jsonl(path: str | Path, rows) -> None:
 
 # %% ../nbs/02_runs.ipynb #packed
 def packed(path: Path) -> Path:
-    "Where `path` really is: itself, or `<path>.gz`, as which large files are published."
-    gz = path.with_name(path.name + ".gz")
-    return gz if gz.exists() and not path.exists() else path
+    "Where `path` really is: itself, or `<path>.gz` or `<path>.xz`, as which large files are published."
+    there = [p for p in (path, path.with_name(path.name + ".gz"), path.with_name(path.name + ".xz")) if p.exists()]
+    return there[0] if there else path
+
+
+def _unpacked(path: Path) -> bytes:
+    "What `packed(path)` holds."
+    path = packed(path)
+    return {".gz": gzip.decompress, ".xz": lzma.decompress}.get(path.suffix, bytes)(path.read_bytes())
 
 
 def write_packed(path: str | Path, text: str, limit: int = 1_000_000) -> Path:
-    "Write `text` to `path`, or to `<path>.gz` if it has more than `limit` bytes; where it is. The other of the two goes away."
+    "Write `text` to `path`, or to `<path>.xz` if it has more than `limit` bytes; where it is. The other of the two goes away."
     path, data = Path(path), text.encode("utf-8")
-    gz = path.with_name(path.name + ".gz")
-    target, stale = (gz, path) if len(data) > limit else (path, gz)
-    write_bytes(target, gzip.compress(data, mtime=0) if target is gz else data)  # no time stamp: same text, same bytes
+    xz = path.with_name(path.name + ".xz")
+    target, stale = (xz, path) if len(data) > limit else (path, xz)
+    write_bytes(target, lzma.compress(data, preset=9 | lzma.PRESET_EXTREME) if target is xz else data)  # a third of gzip's size: sentences come again far apart
     stale.unlink(missing_ok=True)
     return target
 
@@ -89,12 +96,12 @@ def write_packed(path: str | Path, text: str, limit: int = 1_000_000) -> Path:
 def _read(path: Path, kind: str) -> str:
     path = packed(path)
     try:
-        return (gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()).decode("utf-8")
+        return _unpacked(path).decode("utf-8")
     except OSError as e:
         raise UserError(f"cannot read the {kind}", path, (e.strerror or str(e)).lower()) from None
     except UnicodeDecodeError as e:
         raise UserError(f"the {kind} is not UTF-8 text", path, f"see byte {e.start}") from None
-    except EOFError:
+    except (EOFError, lzma.LZMAError):
         raise UserError(f"the {kind} is cut off", path, "restore it from the repository") from None
 
 
@@ -208,7 +215,9 @@ def lock(folder: str | Path):
 
 # %% ../nbs/02_runs.ipynb #file-hash
 def file_hash(path: str | Path) -> str:
-    "SHA-256 (hex) of a file's bytes."
+    "SHA-256 (hex) of a file's bytes; of what it holds, where it is packed."
+    if not Path(path).exists():
+        return hashlib.sha256(_unpacked(Path(path))).hexdigest()
     with open(path, "rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else hashlib.sha256(f.read()).hexdigest()
 
@@ -277,7 +286,10 @@ class Run:
 
     @property
     def adapter(self) -> Path:
-        return self.path / "adapter"
+        "The folder of the adapter. One that is published packed is unpacked into the cache, once."
+        folder = self.path / "adapter"
+        packed_weights = folder / "adapter_model.safetensors.xz"
+        return unpacked_adapter(packed_weights) if packed_weights.exists() and not packed_weights.with_suffix("").exists() else folder
 
     @property
     def suites(self) -> list[str]:
@@ -318,17 +330,37 @@ def open_run(path: str | Path, adapter: bool = False) -> Run:
     return run
 
 
+def cache_dir() -> Path:
+    "Where converted base weights and unpacked adapters are kept: `POCKETGUIDE_CACHE`, else `pocketguide` in the user's cache folder."
+    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pocketguide"
+    return Path(os.environ.get("POCKETGUIDE_CACHE") or default)
+
+
+def unpacked_adapter(weights: Path) -> Path:
+    "A folder in the cache with what lies beside the packed `weights` and the weights themselves."
+    target = cache_dir() / "adapters" / file_hash(weights)[:16]
+    if not (target / "adapter_model.safetensors").exists():
+        for path in sorted(weights.parent.iterdir()):
+            if path != weights:
+                write_bytes(target / path.name, path.read_bytes())
+        try:
+            write_bytes(target / "adapter_model.safetensors", lzma.decompress(weights.read_bytes()))
+        except lzma.LZMAError:
+            raise UserError("the packed adapter is cut off", weights, "restore it from the repository") from None
+    return target
+
+
 def published_runs(root: str | Path = "runs/train") -> list[Run]:
     "The runs that are committed with their results (`published` in meta.json), in order of name and time."
     runs = [Run(p.parent) for p in Path(root).glob("*/meta.json")]
     return sorted((r for r in runs if r.meta.get("published")), key=lambda r: (r.name, r.run_id))
 
 # %% ../nbs/02_runs.ipynb #publish
-PACK_BYTES = 200_000  # sample files above this are published as .gz
+PACK_BYTES = 20_000  # sample files above this are published as .gz
 
 
 def publish(run: Run, root: str | Path = "runs/train", adapter: bool = False, base: bool = True) -> Run:
-    "Copy `run` into `root` as published: no checkpoints, its adapter and the base model's answers only if asked for, long samples packed. In place if it is there."
+    "Copy `run` into `root` as published: no checkpoints, its adapter and the base model's answers only if asked for; weights and long samples packed. In place if it is there."
     target = Run(Path(root) / run.run_id)
     if target.path.resolve() != run.path.resolve():
         drop = ["checkpoints", ".lock", ".*.part", *([] if adapter else ["adapter"]), *([] if base else ["base_outputs.jsonl"])]
@@ -338,5 +370,8 @@ def publish(run: Run, root: str | Path = "runs/train", adapter: bool = False, ba
             packed_bytes = gzip.compress(path.read_bytes(), mtime=0)  # no time stamp: same rows, same bytes
             path.with_name(path.name + ".gz").write_bytes(packed_bytes)
             path.unlink()
+    for weights in target.path.glob("adapter/*.safetensors"):
+        write_bytes(weights.with_name(weights.name + ".xz"), lzma.compress(weights.read_bytes()))
+        weights.unlink()
     target.update_meta(published=True)
     return target

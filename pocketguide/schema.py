@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PAYLOAD_TYPES', 'MAX_DEPTH', 'CATEGORIES', 'load_schema', 'schema_hash', 'validator', 'outline', 'contract_prompt',
            'ParseProblem', 'parse_strict', 'parse_lenient', 'Problem', 'Verdict', 'repeats', 'type_name', 'json_path',
-           'strings', 'names_place', 'semantic_problems', 'check']
+           'strings', 'names_place', 'semantic_problems', 'check', 'in_order', 'serialize']
 
 # %% ../nbs/00_schema.ipynb #ebcac7f1
 import hashlib
@@ -463,3 +463,21 @@ def check(
     problems = problems or semantic_problems(value, asked)
     category = problems[0].category if problems else "ok"
     return Verdict(category, True, True, valid, valid, not problems, root, tuple(problems), value)
+
+# %% ../nbs/00_schema.ipynb #in-order
+def in_order(value: object, schema: dict, path: str = "$") -> object:
+    "`value` with the keys of every object in the order of its schema's properties. `ValueError` for a key that is not in it."
+    if isinstance(value, dict) and "properties" in schema:
+        if extra := [k for k in value if k not in schema["properties"]]:
+            raise ValueError(f"{path}.{extra[0]} is not in the schema")
+        return {k: in_order(value[k], sub, f"{path}.{k}") for k, sub in schema["properties"].items() if k in value}
+    if isinstance(value, list) and "items" in schema:
+        return [in_order(v, schema["items"], f"{path}[{i}]") for i, v in enumerate(value)]
+    return value
+
+
+def serialize(response: dict) -> str:
+    "The answer as it is trained: one line of compact JSON in schema order."
+    envelope = in_order(response, load_schema("envelope"))
+    payload = in_order(response["payload"], load_schema(response["payload_type"]), "$.payload")
+    return json.dumps({**envelope, "payload": payload}, ensure_ascii=False, separators=(",", ":"))

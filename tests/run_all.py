@@ -3,6 +3,7 @@
 Run by `make test`. `--fast` leaves out the cells that need the real base model (what plain `nbdev_test` does).
 """
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -43,6 +44,16 @@ def notebook(path: Path, slow: bool) -> str | None:
     return said[-3000:] if code else None
 
 
+def dataset_v3() -> str | None:
+    "Dataset v3, built again from the bank, is what is committed. (v2 is built again by its notebook and by its command.)"
+    with tempfile.TemporaryDirectory() as tmp:
+        code, said = run(sys.executable, "-m", "pocketguide.data", "--version", "v3", "--out", tmp)
+        if code:
+            return said[-2000:]
+        built, kept = (json.loads((Path(folder) / "v3/manifest.json").read_text()) for folder in (tmp, ROOT / "data"))
+    return None if built == kept else f"data/v3 is not what the builder makes: {[k for k in kept if built.get(k) != kept[k]]} differ"
+
+
 def commands() -> str | None:
     "Each command once in a process of its own: it works, its help names its flags, and bad input is one line and exit 2."
     with tempfile.TemporaryDirectory() as tmp:
@@ -58,7 +69,9 @@ def commands() -> str | None:
         train = ["pocketguide.train.train", "--config", "configs/smoke.yaml", "--runs", runs, "--quiet", *quick]
         steps = [("data", lambda: data), ("train", lambda: train),
                  ("run_samples", lambda: ["pocketguide.train.run_samples", "--run_dir", *runs.glob("*"), "--prompts", tmp / "suite_v1.jsonl", "--max_new_tokens", "8", "--quiet"]),
-                 ("failure_analysis", lambda: ["pocketguide.failure_analysis", "--run_dir", *runs.glob("*"), "--out", tmp / "report"])]
+                 ("judge", lambda: ["pocketguide.judge", "--run_dir", *runs.glob("*"), "--suites", tmp]),
+                 ("failure_analysis", lambda: ["pocketguide.failure_analysis", "--run_dir", *runs.glob("*"), "--out", tmp / "report"]),
+                 ("bank", lambda: ["pocketguide.bank", "--lint", "--layers", "v2", "v3"]), ("facts", lambda: ["pocketguide.facts", "3 days in Lisbon"])]
         for name, argv in steps:
             module = argv()[0]
             code, said = run(sys.executable, "-m", *argv())
@@ -77,7 +90,7 @@ def commands() -> str | None:
 
 
 def wheel() -> str | None:
-    "The built wheel, installed outside the repository, finds its schemas."
+    "The built wheel, installed outside the repository, finds its schemas and its list of places."
     with tempfile.TemporaryDirectory() as tmp:
         code, said = run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", tmp, ROOT)
         wheels = list(Path(tmp).glob("*.whl"))
@@ -88,7 +101,8 @@ def wheel() -> str | None:
         if code:
             return said[-2000:]
         probe = (f"import pocketguide, pocketguide.schema as s; assert pocketguide.__file__.startswith({str(site)!r}), pocketguide.__file__; "
-                 "assert all(s.load_schema(n) for n in ('envelope', *s.PAYLOAD_TYPES)) and s.check('').category == 'empty'")
+                 "assert all(s.load_schema(n) for n in ('envelope', *s.PAYLOAD_TYPES)) and s.check('').category == 'empty'; "
+                 "from pocketguide.facts import find_place; assert find_place('3 days in Lisbon').facts.features")
         code, said = run(sys.executable, "-c", probe, cwd=tmp, PYTHONPATH=str(site))
         return said[-2000:] if code else None
 
@@ -108,8 +122,10 @@ def main() -> int:
             failures[name] = problem
 
     timed("notebooks and package are in step", drift)
-    with ThreadPoolExecutor(2) as pool:  # two notebooks at a time, one torch thread each
+    with ThreadPoolExecutor(2) as pool:  # two at a time, one torch thread each; the longest first
+        rebuilt = pool.submit(timed, "data/v3 is what the bank gives", dataset_v3)
         list(pool.map(lambda p: timed(f"nbs/{p.name}", lambda: notebook(p, slow)), notebooks))
+        rebuilt.result()
     timed("commands, each in a process of its own", commands)
     timed("wheel, installed outside the repository", wheel)
     for name, problem in failures.items():
