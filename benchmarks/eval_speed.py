@@ -28,7 +28,7 @@ sys.path.insert(0, str(ROOT))
 
 from pocketguide.generate import Decoder, Engine, Slots, _attention, merged  # noqa: E402
 from pocketguide.models import chat_messages, encode_chat, load_model, load_tokenizer  # noqa: E402
-from pocketguide.runs import git_commit, read_jsonl, versions, write_json  # noqa: E402
+from pocketguide.runs import git_commit, open_run, read_jsonl, versions, write_json  # noqa: E402
 from pocketguide.schema import contract_prompt  # noqa: E402
 
 CUDA = torch.cuda.is_available()
@@ -221,7 +221,7 @@ def parity_fp32(run_dir, per_suite, tokens):
     rows = [r for path in sorted(SUITE.parent.glob("*.jsonl")) for r in read_jsonl(path)[:: max(1, len(read_jsonl(path)) // per_suite)][:per_suite]]
     prompts = [encode_chat(tokenizer, chat_messages(r["prompt"], contract_prompt()))[0] for r in rows]
     out = []
-    for name, folder in (("base", None), (run_dir.name, run_dir / "adapter")):
+    for name, folder in (("base", None), (run_dir.name, open_run(run_dir).adapter)):
         with merged(model, folder) if folder else contextlib.nullcontext(model) as m:
             want = []
             for p in prompts:
