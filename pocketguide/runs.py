@@ -356,6 +356,7 @@ def published_runs(root: str | Path = "runs/train") -> list[Run]:
     return sorted((r for r in runs if r.meta.get("published")), key=lambda r: (r.name, r.run_id))
 
 # %% ../nbs/02_runs.ipynb #publish
+_BF16 = [{"id": lzma.FILTER_LZMA2, "preset": 9, "lc": 0, "lp": 1, "pb": 1}]  # two-byte numbers, of which only the upper byte has a pattern
 PACK_BYTES = 20_000  # sample files above this are published as .gz
 
 
@@ -371,7 +372,7 @@ def publish(run: Run, root: str | Path = "runs/train", adapter: bool = False, ba
             path.with_name(path.name + ".gz").write_bytes(packed_bytes)
             path.unlink()
     for weights in target.path.glob("adapter/*.safetensors"):
-        write_bytes(weights.with_name(weights.name + ".xz"), lzma.compress(weights.read_bytes()))
+        write_bytes(weights.with_name(weights.name + ".xz"), lzma.compress(weights.read_bytes(), filters=_BF16))
         weights.unlink()
     target.update_meta(published=True)
     return target

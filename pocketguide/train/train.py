@@ -12,7 +12,7 @@ import logging
 
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # PEFT imports it, and it recommends an optional kernel package at every import
 
-# %% ../../nbs/13_train.ipynb #dab41e1a
+# %% ../../nbs/13_train.ipynb #0fbab461
 import contextlib
 import math
 import shutil
@@ -33,6 +33,7 @@ from ..config import Config, Parser, UserError, command, load_config, positive_i
 from ..generate import Engine
 from ..metrics import wilson
 from ..models import base_hash, encode_chat, load_model, load_tokenizer, pick_device, pick_dtype
+from ..prompts import to_sft
 from ..runs import JsonlLog, Run, create_run, file_hash, folder_hash, lock, open_run, read_json, read_jsonl, versions, write_jsonl
 from ..schema import check
 
@@ -239,10 +240,12 @@ def training_arguments(cfg: Config, run: Run, device: torch.device, examples: in
 
 # %% ../../nbs/13_train.ipynb #load-sft
 def load_sft(cfg: Config, tokenizer) -> tuple[SFTDataset, SFTDataset]:
-    "(train, val) encoded. `UserError` with file and line for a broken row, and for an example that is too long."
+    "(train, val) encoded, from records or from training rows. `UserError` with file and line for a broken row, and for an example that is too long."
     def read(path, most=None):
-        rows = read_jsonl(path, required=("id", "messages", "target"), unique="id", kind="training data")
-        return SFTDataset(rows[:most], tokenizer, cfg.data.max_seq_len)
+        first = next(iter(read_jsonl(path, kind="training data")), {})
+        needed = ("prompt", "response", "metadata") if "response" in first else ("messages", "target")  # records, or the training rows made of them
+        rows = read_jsonl(path, required=("id", *needed), unique="id", kind="training data")[:most]
+        return SFTDataset([to_sft(r) for r in rows] if "response" in first else rows, tokenizer, cfg.data.max_seq_len)
     return read(cfg.data.train), read(cfg.data.val, cfg.training.eval_rows or None)
 
 
