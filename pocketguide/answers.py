@@ -102,7 +102,7 @@ def day_shape(rng: random.Random, ask: Ask, day: int) -> list[tuple[str, str]]:
         return [("early morning", "leave 0"), ("early morning", "leave 1")]
     if last and "back_by_afternoon" in traits:
         return [("morning", "do"), ("midday", "lunch")]
-    n = 2 if "slow" in traits else 4 if "full_days" in traits else weighted(rng, {1: {3: 7, 4: 2}, 2: {3: 4, 2: 5}, 3: {2: 6, 3: 2}}.get(ask.days, {2: 8, 3: 2}))
+    n = 2 if "slow" in traits else 4 if "full_days" in traits else weighted(rng, {1: {3: 7, 4: 2}, 2: {3: 4, 2: 5}, 3: {2: 6, 3: 2}}.get(ask.days, {2: 8, 3: 2} if ask.days < 6 else {2: 1}))
     shapes = [[tuple(s.split()) for s in shape.split(", ")] for shape in _SHAPES[n]]
     if traits & {"family_baby", "family_kids", "senior", "heat"} or (n == 2 and not traits & {"love_nightlife", "love_music"}):
         shapes = [s for s in shapes if ("evening", "do") not in s] or shapes
