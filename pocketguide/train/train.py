@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['IGNORE', 'encode_row', 'SFTDataset', 'Collator', 'add_adapter', 'save_adapter', 'logits_at', 'TargetTrainer',
-           'ShuffledGroups', 'RunLog', 'GenerationEval', 'training_arguments', 'load_sft', 'last_checkpoint', 'train',
-           'plot_loss', 'plot_epochs', 'main', 'training_table']
+           'ShuffledGroups', 'RunLog', 'GenerationEval', 'training_arguments', 'read_sft', 'load_sft',
+           'last_checkpoint', 'train', 'plot_loss', 'plot_epochs', 'main', 'training_table']
 
 # %% ../../nbs/13_train.ipynb #87c011dd
 import logging
@@ -238,14 +238,19 @@ def training_arguments(cfg: Config, run: Run, device: torch.device, examples: in
     args._n_gpu = min(args.n_gpu, 1)  # with several GPUs in sight Trainer would use all and multiply the batch; a run uses the one that it names
     return args
 
-# %% ../../nbs/13_train.ipynb #load-sft
+# %% ../../nbs/13_train.ipynb #read-sft
+def read_sft(path: str | Path, most: int | None = None) -> list[dict]:
+    "The first `most` training rows of a file (all by default): of training rows as they are, or of records, from which they follow."
+    first = next(iter(read_jsonl(path, kind="training data")), {})
+    needed = ("prompt", "response", "metadata") if "response" in first else ("messages", "target")
+    rows = read_jsonl(path, required=("id", *needed), unique="id", kind="training data")[:most]
+    return [to_sft(r) for r in rows] if "response" in first else rows
+
+
 def load_sft(cfg: Config, tokenizer) -> tuple[SFTDataset, SFTDataset]:
     "(train, val) encoded, from records or from training rows. `UserError` with file and line for a broken row, and for an example that is too long."
     def read(path, most=None):
-        first = next(iter(read_jsonl(path, kind="training data")), {})
-        needed = ("prompt", "response", "metadata") if "response" in first else ("messages", "target")  # records, or the training rows made of them
-        rows = read_jsonl(path, required=("id", *needed), unique="id", kind="training data")[:most]
-        return SFTDataset([to_sft(r) for r in rows] if "response" in first else rows, tokenizer, cfg.data.max_seq_len)
+        return SFTDataset(read_sft(path, most), tokenizer, cfg.data.max_seq_len)
     return read(cfg.data.train), read(cfg.data.val, cfg.training.eval_rows or None)
 
 
@@ -305,7 +310,7 @@ def _judges(cfg: Config, log: RunLog, tokenizer, train_set: SFTDataset, eval_pro
     "What looks at an epoch when it is over: answers to prompts, for the log and for the choice of the best epoch, and the patience with it."
     t = cfg.training
     select = t.select_rows if t.select_best == "schema_valid" else 0
-    rows = read_jsonl(cfg.data.val)[: max(select, eval_prompts)]
+    rows = read_sft(cfg.data.val, max(select, eval_prompts))
     limit = t.select_tokens if select else _answer_limit(train_set)
     return [*([GenerationEval(log, tokenizer, rows, limit, select)] if select or eval_prompts else []), *([EarlyStoppingCallback(t.patience)] if t.patience else [])]
 
