@@ -97,7 +97,8 @@ def _country_at(text: str) -> tuple[str, str, str] | None:
 
 
 def _country(text: str, path: tuple, to: _Asked) -> Iterator[tuple[str, bool]]:
-    spots = [] if to.facts.city is None else [(m.end(), True) for m in re.finditer(rf"(?<!\w){to.name_pattern}(?:, | \(|,? in )", text, re.I)]
+    spots = [] if to.facts.city is None else [(m.end(), True) for m in re.finditer(rf"(?<!\w)(?<!\bnot ){to.name_pattern}(?:, | \(|,? in )", text, re.I)]
+    spots = [s for s in spots if "bears the same name" not in text[s[0]:]]  # nor the namesake that an answer rules out
     if path == ("summary",): spots += [(m.end(), False) for m in re.finditer(r"\b[Ii]n (?=(?:the )?[A-Z])", text)]
     spots += [(m.end(), False) for m in _BELONGS.finditer(text)]
     for at, beside in spots:
