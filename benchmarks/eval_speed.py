@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging as hf_logging
 
@@ -207,8 +207,28 @@ def whole_evaluation(run_dir, suites, batch, max_new_tokens):
             return {"error": done.stderr[-500:]}
         metrics = json.loads(next(Path(tmp).rglob("comparison_metrics.json")).read_text())["generation"]
     decode = metrics["base"]["wall_s"] + metrics["finetuned"]["wall_s"]
-    row = {"suites": [s.stem for s in suites], "prompts": metrics["base"]["prompts"], "batch_size": batch, "wall_s": round(wall, 2), "decoding_s": round(decode, 2),
+    row = {"suites": [s.stem for s in suites], "prompts": metrics["base"]["prompts"], "batch_size": batch, "max_new_tokens": max_new_tokens or 1024, "wall_s": round(wall, 2), "decoding_s": round(decode, 2),
            "start_and_load_s": round(wall - decode, 2), "tokens": metrics["base"]["tokens"] + metrics["finetuned"]["tokens"]}
+    print(json.dumps(row), flush=True)
+    return row
+
+
+@torch.inference_mode()
+def one_at_a_time(run_dir, suite, max_new_tokens):
+    "The starting point as a whole run: load, then every prompt alone through transformers' generate, with the adapter switched off and on; nothing merged, nothing batched."
+    began = time.perf_counter()
+    model, tokenizer = real_model()
+    peft = PeftModel.from_pretrained(model, str(open_run(run_dir).adapter)).eval()
+    tokens = 0
+    for row in read_jsonl(suite):
+        ids = torch.tensor([encode_chat(tokenizer, chat_messages(row["prompt"], contract_prompt()))[0]], device=DEVICE)
+        for side in (peft.disable_adapter, contextlib.nullcontext):
+            with side():
+                out = peft.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=0)
+            tokens += out.shape[1] - ids.shape[1]
+    sync()
+    wall = time.perf_counter() - began
+    row = {"suites": [suite.stem], "prompts": len(read_jsonl(suite)), "batch_size": "one at a time, unmerged, no engine", "max_new_tokens": max_new_tokens, "wall_s": round(wall, 2), "tokens": tokens}
     print(json.dumps(row), flush=True)
     return row
 
@@ -258,8 +278,11 @@ def main():
         result["parity_fp32"] = parity_fp32(a.run_dir, *((4, 96) if CUDA else (2, 24)))
         gc.collect()
         fixed20, fixed200 = SUITE, SUITE.with_name("fixed200_v1.jsonl")
-        plans = [([fixed20], b, 0) for b in a.batches] + ([([fixed200], "auto", 0)] if CUDA else [([fixed20], 1, 0)])
+        limit = 0 if CUDA else 256  # alone, two cores would take more than half an hour for whole answers
+        plans = [([fixed20], b, limit) for b in a.batches] + ([([fixed200], "auto", 0)] if CUDA else [])
         result["whole_evaluation"] = [whole_evaluation(a.run_dir, *plan) for plan in plans]
+        if not CUDA:
+            result["whole_evaluation"].append(one_at_a_time(a.run_dir, fixed20, limit))
         write_json(a.out, result)
     print(a.out)
 
