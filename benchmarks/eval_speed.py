@@ -262,7 +262,7 @@ def main():
     parser.add_argument("--quick", action="store_true", default=not CUDA, help="fewer tokens; the default without a GPU")
     parser.add_argument("--run_dir", type=Path, help="a run with an adapter: compare answers in float32 and time the whole run_samples as well")
     parser.add_argument("--update", action="store_true", help="keep what the output file holds and replace only what is measured now")
-    parser.add_argument("--batches", nargs="+", default=["20", "auto"] if CUDA else ["20"], help="batch sizes of the whole evaluation")
+    parser.add_argument("--batches", nargs="+", default=["20", "auto"] if CUDA else ["20", "alone"], help="batch sizes of the whole evaluation; alone: one at a time, without the engine")
     parser.add_argument("--out", type=Path, default=ROOT / f"benchmarks/results/eval_speed_{DEVICE}.json")
     a = parser.parse_args()
     hf_logging.set_verbosity_error()
@@ -279,10 +279,10 @@ def main():
         gc.collect()
         fixed20, fixed200 = SUITE, SUITE.with_name("fixed200_v1.jsonl")
         limit = 0 if CUDA else 256  # alone, two cores would take more than half an hour for whole answers
-        plans = [([fixed20], b, limit) for b in a.batches] + ([([fixed200], "auto", 0)] if CUDA else [])
-        result["whole_evaluation"] = [whole_evaluation(a.run_dir, *plan) for plan in plans]
-        if not CUDA:
-            result["whole_evaluation"].append(one_at_a_time(a.run_dir, fixed20, limit))
+        plans = [([fixed20], b, limit) for b in a.batches if b != "alone"] + ([([fixed200], "auto", 0)] if CUDA else [])
+        rows = [whole_evaluation(a.run_dir, *plan) for plan in plans] + ([one_at_a_time(a.run_dir, fixed20, limit)] if "alone" in a.batches else [])
+        new = {(*r.get("suites", ()), r.get("batch_size")) for r in rows}
+        result["whole_evaluation"] = rows + [r for r in result["whole_evaluation"] if (*r.get("suites", ()), r.get("batch_size")) not in new]
         write_json(a.out, result)
     print(a.out)
 

@@ -47,8 +47,6 @@ class SlotLayer(CacheLayerMixin):
     def lazy_initialization(self, key_states, value_states):
         h, size, capacity = key_states.shape[1], self.slots.size, self.slots.capacity
         self.keys = key_states.new_zeros(size, h, capacity, key_states.shape[-1])
-        if key_states.device.type == "cpu":  # positions innermost in memory: a CPU multiplies queries with such keys twice as fast
-            self.keys = key_states.new_zeros(size, h, key_states.shape[-1], capacity).transpose(2, 3)
         self.values = value_states.new_zeros(size, h, capacity, value_states.shape[-1])
         self.is_initialized = True
 
@@ -117,30 +115,14 @@ class Slots(Cache):
 ATTENTION = "pocketguide_slots"
 
 
-def slot_attention(module, query, key, value, attention_mask, scaling=None, prefix=0, **kwargs):
-    """SDPA for slots: query (b, heads, q, d), key and value (b, kv heads, L, d) -> (b, q, heads, d). Grouped heads share one read of the cache.
-    `prefix`: number of positions that are the same in every row."""
+def slot_attention(module, query, key, value, attention_mask, scaling=None, **kwargs):
+    "SDPA for slots: query (b, heads, q, d), key and value (b, kv heads, L, d) -> (b, q, heads, d). Grouped heads share one read of the cache."
     b, heads, q, d = query.shape
     if q > 1 or attention_mask is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     grouped = query.reshape(b, key.shape[1], heads // key.shape[1], d)
-    if query.device.type == "cpu":
-        return _two_part_attention(grouped * scaling, key, value, attention_mask, prefix).reshape(b, 1, heads, d), None
     out = F.scaled_dot_product_attention(grouped, key, value, attn_mask=attention_mask, scale=scaling)  # (b, kv, group, d)
     return out.reshape(b, 1, heads, d), None
-
-
-def _two_part_attention(query, key, value, mask, prefix: int):
-    "Attention of scaled queries (b, kv, group, d) to a prefix, read from the first row alone, and to each row's own positions. (b, kv, group, d)."
-    b, kv, group, d = query.shape
-    scores = (query @ key[:, :, prefix:].transpose(-1, -2)).masked_fill(~mask[..., prefix:], -torch.inf)  # (b, kv, group, L - prefix)
-    if not prefix:
-        return scores.softmax(-1, dtype=torch.float32).to(query.dtype) @ value
-    together = query.transpose(0, 1).reshape(kv, b * group, d)
-    common = (together @ key[0, :, :prefix].transpose(-1, -2)).view(kv, b, group, prefix).transpose(0, 1)
-    weights = torch.cat([common, scores], -1).softmax(-1, dtype=torch.float32).to(query.dtype)
-    shared = weights[..., :prefix].transpose(0, 1).reshape(kv, b * group, prefix) @ value[0, :, :prefix]
-    return weights[..., prefix:] @ value[:, :, prefix:] + shared.view(kv, b, group, d).transpose(0, 1)
 
 
 AttentionInterface.register(ATTENTION, slot_attention)
@@ -294,7 +276,7 @@ class Decoder:
         "One token for each of the first `slots.width` rows: forward, argmax, state. Tensors only, so that a GPU can replay it."
         s, b = self.slots, self.slots.width
         mask = (s.positions[: s.window] <= s.lengths[:b, None])[:, None, None]  # (b, 1, 1, window): a row sees its own tokens
-        logits = self.model(input_ids=s.tokens[:b, None], attention_mask=mask, position_ids=s.lengths[:b, None], past_key_values=s, use_cache=True, prefix=s.prefix).logits
+        logits = self.model(input_ids=s.tokens[:b, None], attention_mask=mask, position_ids=s.lengths[:b, None], past_key_values=s, use_cache=True).logits
         s.lengths[:b] += ~s.done[:b]
         s.record(s.rows[:b], logits[:, -1].argmax(-1))
 
