@@ -219,8 +219,8 @@ def one_at_a_time(run_dir, suite, max_new_tokens):
     began = time.perf_counter()
     model, tokenizer = real_model()
     peft = PeftModel.from_pretrained(model, str(open_run(run_dir).adapter)).eval()
-    tokens = 0
-    for row in read_jsonl(suite):
+    rows, tokens = read_jsonl(suite), 0
+    for row in rows:
         ids = torch.tensor([encode_chat(tokenizer, chat_messages(row["prompt"], contract_prompt()))[0]], device=DEVICE)
         for side in (peft.disable_adapter, contextlib.nullcontext):
             with side():
@@ -228,7 +228,7 @@ def one_at_a_time(run_dir, suite, max_new_tokens):
             tokens += out.shape[1] - ids.shape[1]
     sync()
     wall = time.perf_counter() - began
-    row = {"suites": [suite.stem], "prompts": len(read_jsonl(suite)), "batch_size": "one at a time, unmerged, no engine", "max_new_tokens": max_new_tokens, "wall_s": round(wall, 2), "tokens": tokens}
+    row = {"suites": [suite.stem], "prompts": len(rows), "batch_size": "one at a time, unmerged, no engine", "max_new_tokens": max_new_tokens, "wall_s": round(wall, 2), "tokens": tokens}
     print(json.dumps(row), flush=True)
     return row
 

@@ -4,19 +4,20 @@
 
 # %% auto #0
 __all__ = ['SEASON_MONTHS', 'Writer', 'slots', 'season_holidays', 'day_shape', 'pick_activity', 'time_blocks', 'Draft',
-           'share_out', 'itinerary_payload', 'fits_item', 'checklist_payload', 'procedure_payload', 'in_reach',
-           'tree_payload', 'summary', 'compose_response']
+           'share_out', 'itinerary_payload', 'fits_item', 'checklist_payload', 'resized', 'procedure_payload',
+           'in_reach', 'tree_payload', 'summary', 'compose_response']
 
-# %% ../nbs/09_answers.ipynb #78df1a63
+# %% ../nbs/09_answers.ipynb #75f57980
 import json
 import random
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from .bank import fill, one, some, weighted
 from .facts import Facts, currency_label, emergency_label, main_airport, main_language
+from .prompts import fixed_holidays
 from .questions import BEFOREHAND, Ask, Plan, pool
 from .schema import serialize
 
@@ -60,7 +61,7 @@ def slots(ask: Ask, frames: dict) -> dict[str, str]:
         "airport": airport[1] if airport and "Airport" in airport[1] else "", "days": spelled, "days_cap": spelled[:1].upper() + spelled[1:],
     }
     if ask.block or not ask.informed:  # from dataset v3 on
-        values |= {"calling": facts.calling_code, "other": next(iter(re.findall(r"Also called this: ([^;.]+)", ask.block)), "") if ask.doubtful else ""}
+        values |= {"calling": facts.calling_code, "other": ask.other}
     if not ask.informed:
         values |= dict.fromkeys(("country", "currency", "emergency", "language", "airport", "calling"), "") | {"where": name}
     if ask.money:
@@ -171,8 +172,8 @@ class Draft:
     writer: Writer
     rng: random.Random
     detail: int  # 0 terse, 1 middling, 2 full: how many optional fields are used
+    plan: Plan  # of the dataset version
     turn: int = 0  # whose constraint is next to be mentioned in the envelope
-    plan: Plan = field(default_factory=lambda: Plan("", {}, {}))  # of the dataset version
 
     def chance(self, *by_detail: float) -> bool:
         "True with the probability that belongs to this draft's detail."
@@ -417,7 +418,22 @@ def _ready(draft: Draft) -> list[str]:
             found.append(said)
     return found
 
-# %% ../nbs/09_answers.ipynb #procedure-payload
+# %% ../nbs/09_answers.ipynb #joined
+def _joined(pair: list[dict]) -> dict:
+    "Two steps in one: both instructions, and whatever else either of them has."
+    texts = {k: " ".join(s[k] for s in pair if k in s) for k in ("instruction", "why", "warning")}
+    return {**{k: v for k, v in texts.items() if v}, **({"requires": needs} if (needs := list(dict.fromkeys(r for s in pair for r in s.get("requires", ())))) else {})}
+
+
+def resized(draft: Draft, steps: list[dict]) -> list[dict]:
+    "The steps as they are; one time in eight two in each, one time in eight with up to three of what comes next as steps of their own."
+    roll = draft.rng.random()
+    if roll < 0.125:
+        return [_joined(steps[i : i + 2]) for i in range(0, len(steps), 2)]
+    more = draft.writer.several(draft.ask.entry["next"], min(3, 12 - len(steps))) if roll > 0.875 else []
+    return steps + [{"instruction": s} for s in more]
+
+
 def procedure_payload(draft: Draft) -> dict:
     "The payload of a procedure: the situation's steps in order, optional ones sometimes left out."
     ask, rng, writer, entry = draft.ask, draft.rng, draft.writer, draft.ask.entry
@@ -431,7 +447,7 @@ def procedure_payload(draft: Draft) -> dict:
     for step in entry["steps"]:
         if step.get("optional") and draft.chance(0.9, 0.5, 0.15):
             continue
-        line = {"step": len(steps) + 1, "instruction": writer.say(step["do"])}
+        line = {"instruction": writer.say(step["do"])}
         if draft.chance(0.07, 0.4, 0.8) and (why := writer.say(step["why"])):
             line["why"] = why
         if step.get("warning") and draft.chance(0.3, 0.6, 1) and (warning := writer.say([step["warning"]])):
@@ -439,10 +455,12 @@ def procedure_payload(draft: Draft) -> dict:
         if step.get("requires") and draft.chance(0.2, 0.5, 0.9):
             line["requires"] = step["requires"]
         steps.append(line)
+    if draft.plan.resized_steps:
+        steps = resized(draft, steps)
     bare = [s for s in steps if "warning" not in s]
     for step, note in draft.place(bare, ("instruction", "why")):
         step["warning"] = note
-    payload["steps"] = [{k: s[k] for k in ("step", "instruction", "why", "warning", "requires") if k in s} for s in steps]
+    payload["steps"] = [{"step": i, **{k: s[k] for k in ("instruction", "why", "warning", "requires") if k in s}} for i, s in enumerate(steps, 1)]
     if draft.chance(0.12, 0.5, 0.9):
         payload["postchecks"] = [writer.say(p) for p in some(rng, entry["postchecks"], 1 + draft.detail)]
     return payload
@@ -524,7 +542,7 @@ def _fact(draft: Draft, part: str) -> list[str]:
     lines = [f["text"] for f in facts[part] if ask.payload_type in f["places"] and not (f.get("foreign") and main_language(ask.facts) == "English")]
     season = ask.needs.get("season")
     if ask.block:  # only the holidays that stand beside the question
-        dates = [] if season else re.findall(r"\d+ [A-Z][a-z]+ \([^()]*\)", ask.block)
+        dates = [] if season else fixed_holidays(ask.facts)
         if part == "verify" and dates and draft.rng.random() < 0.35:
             draft.writer.slots["holiday"] = one(draft.rng, dates)
             lines = [f["text"] for f in facts["holiday"] if ask.payload_type in f["places"]] or lines
@@ -563,11 +581,11 @@ def _unknown(draft: Draft) -> list[str]:
     return [] if draft.ask.informed else draft.writer.several(draft.bank["frames"]["unknown"]["uncertain"], 1)
 
 
-def compose_response(rng: random.Random, ask: Ask, bank: dict, used: Counter, freedom: float = 0.0, plan: Plan | None = None) -> tuple[dict, Writer]:
+def compose_response(rng: random.Random, ask: Ask, bank: dict, used: Counter, freedom: float = 0.0, plan: Plan = Plan("", {}, {})) -> tuple[dict, Writer]:
     "The answer to an `Ask`, and the writer to `keep()` if the answer is accepted."
     writer = Writer(rng, slots(ask, bank["frames"]), used, freedom)
     weights = {"decision_tree": {0: 0.9, 1: 0.08, 2: 0.02}, "procedure": {0: 0.76, 1: 0.17, 2: 0.07}}.get(ask.payload_type, {0: 0.8, 1: 0.14, 2: 0.06})
-    draft = Draft(ask, bank, writer, rng, min(weighted(rng, weights), 0 if ask.days > 5 else 1 if ask.days > 3 else 2), plan=plan or Plan("", {}, {}))
+    draft = Draft(ask, bank, writer, rng, min(weighted(rng, weights), 0 if ask.days > 5 else 1 if ask.days > 3 else 2), plan)
     writer.brevity = (0.03, 0.01, 0)[draft.detail]
     head = summary(draft)
     build = {"itinerary": itinerary_payload, "checklist": checklist_payload, "procedure": procedure_payload, "decision_tree": tree_payload}[ask.payload_type]

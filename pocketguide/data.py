@@ -7,7 +7,7 @@ __all__ = ['LABELS', 'LEAK', 'FACT_PACKAGES', 'PLANS', 'masked', 'sentences', 'S
            'nearest_similarity', 'breadth', 'faults', 'to_row', 'to_record', 'Builder', 'inform', 'draw_row',
            'draw_records', 'draw_suite', 'Built', 'jsonl', 'build', 'write', 'plot_lengths', 'main']
 
-# %% ../nbs/10_data.ipynb #9ab8a404
+# %% ../nbs/10_data.ipynb #79efd159
 import hashlib
 import random
 import re
@@ -23,7 +23,7 @@ from .answers import compose_response
 from .bank import bank_hash, load_bank, some, walk
 from .config import Parser, UserError, command, nearest
 from .facts import find_place
-from .prompts import facts_block, to_sft
+from .prompts import facts_block, namesakes, to_sft
 from .questions import Ask, Plan, Tally, compose_prompt, draw_ask, feasible
 from .runs import dump_row, read_jsonl, write_json, write_packed, write_text
 from .schema import PAYLOAD_TYPES, check, serialize
@@ -251,8 +251,8 @@ def inform(rng: random.Random, ask: Ask, prompt: str, unknown: float) -> Ask | N
     named = ask.facts.country.lower() in prompt.lower()
     if not found or not named and rng.random() < unknown:
         return replace(ask, informed=False, destination={**ask.destination, "place": []})
-    block = facts_block(found.facts)
-    return replace(ask, block=block, doubtful="Also called this" in block and not named)
+    others = [] if named else namesakes(found.facts)
+    return replace(ask, facts=found.facts, block=facts_block(found.facts), other=others[0] if others else "")
 
 # %% ../nbs/10_data.ipynb #draw-row
 def draw_row(
@@ -296,7 +296,7 @@ def draw_records(builder: Builder, split: str) -> list[dict]:
     def keep(ask, prompt, rng, n):
         if plan.facts and not (ask := inform(rng, ask, prompt, plan.unknown)):
             return None, f"its place is taken for another: {prompt!r}"
-        if not feasible(ask, builder.bank):
+        if not ask.informed and not feasible(ask, builder.bank):  # less is offered at a place of which nothing is known
             return None, f"there is not enough to do for {ask.days} days"
         response, writer = compose_response(rng, ask, builder.bank, builder.used, 0.4 * n, plan)
         record = to_record(ask, prompt, response, plan.version, split)
@@ -352,11 +352,11 @@ def jsonl(rows: Iterable[dict]) -> str:
 def _sha(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
-# %% ../nbs/10_data.ipynb #479fd920
+# %% ../nbs/10_data.ipynb #bd886a26
 PLANS = {
     "v2": Plan("v2", {"train": 160, "val": 60, "test": 60}, {1: 0.5, 2: 0.3, 3: 0.14, 4: 0.06}, {"fixed20_v1": (20, "test"), "fixed200_v1": (200, "suite")}, nodes=7),
     "v3": Plan("v3", {"train": 6600, "val": 120, "test": 120}, {1: 0.27, 2: 0.26, 3: 0.2, 4: 0.11, 5: 0.06, 6: 0.03, 7: 0.04, 8: 0.01, 10: 0.02}, bank=("v2", "v3"), tellings=0.62, facts=True, unknown=0.06,
-               ordered_trees=True, fact_rate=2.0, shared=0.75, longest=3900, sft=False, hurried={"lower": 9, "upper": 2, "typos": 8, "bare": 6, "short": 5}),
+               ordered_trees=True, resized_steps=True, fact_rate=2.0, shared=0.75, longest=3900, sft=False, hurried={"lower": 9, "upper": 2, "typos": 8, "bare": 6, "short": 5}),
 }
 
 # %% ../nbs/10_data.ipynb #build

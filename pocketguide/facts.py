@@ -685,9 +685,13 @@ class _Word(NamedTuple):
 @dataclass(frozen=True)
 class Found:
     "A destination read out of a text."
-    facts: Facts  # `.ambiguous` is `.others`
+    facts: Facts
     words: str  # as typed in the text
-    others: tuple[str, ...]  # other places that the same words may mean
+
+    @property
+    def others(self) -> tuple[str, ...]:
+        "Other places that the same words may mean."
+        return self.facts.ambiguous
 
 
 class _Mention(NamedTuple):
@@ -915,8 +919,7 @@ def find_place(text: str) -> Found | None:
     found.sort(key=lambda m: m.start)
     if not found: return None
     best = _best(found)
-    facts = _facts(best.key, best.code, best.state)
-    return Found(facts, text[best.start:best.end], facts.ambiguous)
+    return Found(_facts(best.key, best.code, best.state), text[best.start:best.end])
 
 # %% ../nbs/03_facts.ipynb #best
 def _best(found: list[_Mention]) -> _Mention:

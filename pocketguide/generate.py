@@ -50,17 +50,13 @@ class SlotLayer(CacheLayerMixin):
         self.values = value_states.new_zeros(size, h, capacity, value_states.shape[-1])
         self.is_initialized = True
 
-    def share(self, length: int) -> None:
-        "Keep the first `length` positions of slot 0 as the prefix of every row, (1, kv heads, length, head dim)."
-        self.prefix = self.keys[:1, :, :length].clone(), self.values[:1, :, :length].clone()
-
     def update(self, key_states, value_states, *args, **kwargs):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         s = self.slots
         if s.filling is not None:  # prefill: all that follows the prefix
-            if s.prefix:
-                key_states, value_states = (torch.cat([p.expand(len(own), -1, -1, -1), own], 2) for p, own in zip(self.prefix, (key_states, value_states)))
+            if s.prefix:  # it stands in slot 0, whichever row has that
+                key_states, value_states = (torch.cat([slots[:1, :, : s.prefix].expand(len(own), -1, -1, -1), own], 2) for slots, own in ((self.keys, key_states), (self.values, value_states)))
             n = key_states.shape[2]
             self.keys[s.filling, :, :n], self.values[s.filling, :, :n] = key_states, value_states
             return key_states, value_states
@@ -246,8 +242,6 @@ class Decoder:
         "Compute once what all prompts begin with; `prefill` then computes only what follows it."
         if prefix:
             self._fill([prefix], self.slots.rows[:1], self.slots.rows[:1])
-            for layer in self.slots.layers:
-                layer.share(len(prefix))
             self.slots.prefix = len(prefix)
 
     def prefill(self, prompts: list[list[int]], into: list[int]) -> None:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Claim', 'claims', 'judge_row', 'judge_rows', 'content_row', 'judge_records', 'judge_run', 'content_table', 'main']
 
-# %% ../nbs/15_judge.ipynb #234f46cf
+# %% ../nbs/15_judge.ipynb #cf683718
 import re
 import unicodedata
 from collections import Counter
@@ -16,6 +16,7 @@ from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
+from .bank import walk
 from .config import Parser, UserError, command
 from .facts import Facts, UnknownDestination, country_code, emergency_label, facts_for, find_place, fold, main_airport
 from .facts import _airport_rows, _countries
@@ -34,13 +35,9 @@ class Claim:
     where: str  # JSON path of the string that says it, the first one if there are several
 
 
-def _leaves(value: object, path: tuple = ()) -> Iterator[tuple[tuple, str]]:
+def _leaves(response: dict) -> Iterator[tuple[tuple, str]]:
     "(path, text) of every string inside a schema-valid answer, in document order."
-    if isinstance(value, str):
-        yield path, value
-    elif isinstance(value, (dict, list)):
-        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from _leaves(inner, (*path, key))
+    return ((path, leaf) for path, leaf in walk(response) if isinstance(leaf, str))
 
 
 _LABELS = frozenset("payload_type priority type id from to mode currency timezone time_block".split())  # no prose

@@ -37,7 +37,7 @@ class Ask:
     money: tuple = ()  # (amount, money as said, currency code), where a constraint names a sum
     informed: bool = True  # whether the facts of the place may be used: in some questions nobody knows them
     block: str = ""  # the facts as they stand beside the question; empty where the version has none
-    doubtful: bool = False  # whether other places bear the name and the question does not say which is meant
+    other: str = ""  # a place of the same name, where the question does not say which is meant
 
     @property
     def needs(self) -> dict[str, str]:
@@ -221,6 +221,7 @@ class Plan:
     facts: bool = False  # whether a question comes with the facts of its place
     unknown: float = 0.0  # share of questions that come without them all the same
     ordered_trees: bool = False  # whether the nodes of a tree stand, and are numbered, in the order in which its edges reach them
+    resized_steps: bool = False  # whether the steps of a procedure are sometimes joined in twos, or followed by what comes next: from 2 to 12
     fact_rate: float = 1.0  # how much likelier than in v2 a point of the envelope carries a fact
     shared: float = 0.5  # of the sentences of an answer, at most, with any other answer
     longest: int = 3200  # characters of a target, about 800 tokens

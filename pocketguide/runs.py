@@ -7,7 +7,7 @@ __all__ = ['PACK_BYTES', 'dump_row', 'write_bytes', 'write_text', 'write_json', 
            'read_json', 'read_jsonl', 'JsonlLog', 'lock', 'file_hash', 'folder_hash', 'versions', 'git_commit',
            'new_run_id', 'Run', 'create_run', 'open_run', 'cache_dir', 'unpacked_adapter', 'published_runs', 'publish']
 
-# %% ../nbs/02_runs.ipynb #1e4d3e04
+# %% ../nbs/02_runs.ipynb #2370109e
 import contextlib
 import fcntl
 import gzip
@@ -22,6 +22,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -118,7 +119,7 @@ def read_json(path: str | Path, kind: str = "file") -> dict:
 # %% ../nbs/02_runs.ipynb #read-jsonl
 def read_jsonl(
     path: str | Path,
-    required: tuple[str, ...] = (),  # fields that every row must have
+    required: tuple[str, ...] | Callable[[dict], tuple[str, ...]] = (),  # fields that every row must have, or what says them of a row
     unique: str | None = None,  # a field whose values must differ
     kind: str = "file",  # what the file is to the user: "suite", "training data"
     torn: str = "error",  # "drop": a last line without its newline that does not parse is what a crash left; drop it
@@ -145,6 +146,7 @@ def read_jsonl(
 def _check_row(row, required, unique, seen, kind, where, n):
     if not isinstance(row, dict):
         raise UserError(f"a line of the {kind} is not a JSON object", where, "write one {...} a line")
+    required = required(row) if callable(required) else required
     for name in required:
         if row.get(name) in (None, ""):
             raise UserError(f"a line of the {kind} has no {name!r}", where, f"every line needs {', '.join(map(repr, required))}")
@@ -329,7 +331,7 @@ def open_run(path: str | Path, adapter: bool = False) -> Run:
         raise UserError("the run directory has no adapter", path, "training did not finish there, or only its results are published: train again")
     return run
 
-
+# %% ../nbs/02_runs.ipynb #cache-dir
 def cache_dir() -> Path:
     "Where converted base weights and unpacked adapters are kept: `POCKETGUIDE_CACHE`, else `pocketguide` in the user's cache folder."
     default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pocketguide"
@@ -349,7 +351,7 @@ def unpacked_adapter(weights: Path) -> Path:
             raise UserError("the packed adapter is cut off", weights, "restore it from the repository") from None
     return target
 
-
+# %% ../nbs/02_runs.ipynb #published-runs
 def published_runs(root: str | Path = "runs/train") -> list[Run]:
     "The runs that are committed with their results (`published` in meta.json), in order of name and time."
     runs = [Run(p.parent) for p in Path(root).glob("*/meta.json")]

@@ -12,7 +12,7 @@ import logging
 
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # PEFT imports it, and it recommends an optional kernel package at every import
 
-# %% ../../nbs/13_train.ipynb #0fbab461
+# %% ../../nbs/13_train.ipynb #a63b7d3e
 import contextlib
 import math
 import shutil
@@ -31,7 +31,7 @@ from transformers.utils import is_torch_tf32_available
 
 from ..config import Config, Parser, UserError, command, load_config, positive_int
 from ..generate import Engine
-from ..metrics import wilson
+from ..metrics import PALETTE, wilson
 from ..models import base_hash, encode_chat, load_model, load_tokenizer, pick_device, pick_dtype
 from ..prompts import to_sft
 from ..runs import JsonlLog, Run, create_run, file_hash, folder_hash, lock, open_run, read_json, read_jsonl, versions, write_jsonl
@@ -241,10 +241,10 @@ def training_arguments(cfg: Config, run: Run, device: torch.device, examples: in
 # %% ../../nbs/13_train.ipynb #read-sft
 def read_sft(path: str | Path, most: int | None = None) -> list[dict]:
     "The first `most` training rows of a file (all by default): of training rows as they are, or of records, from which they follow."
-    first = next(iter(read_jsonl(path, kind="training data")), {})
-    needed = ("prompt", "response", "metadata") if "response" in first else ("messages", "target")
-    rows = read_jsonl(path, required=("id", *needed), unique="id", kind="training data")[:most]
-    return [to_sft(r) for r in rows] if "response" in first else rows
+    def needed(row):
+        return ("id", "prompt", "response", "metadata") if "response" in row else ("id", "messages", "target")
+    rows = read_jsonl(path, required=needed, unique="id", kind="training data")[:most]
+    return [to_sft(r) if "response" in r else r for r in rows]
 
 
 def load_sft(cfg: Config, tokenizer) -> tuple[SFTDataset, SFTDataset]:
@@ -310,9 +310,11 @@ def _judges(cfg: Config, log: RunLog, tokenizer, train_set: SFTDataset, eval_pro
     "What looks at an epoch when it is over: answers to prompts, for the log and for the choice of the best epoch, and the patience with it."
     t = cfg.training
     select = t.select_rows if t.select_best == "schema_valid" else 0
-    rows = read_sft(cfg.data.val, max(select, eval_prompts))
-    limit = t.select_tokens if select else _answer_limit(train_set)
-    return [*([GenerationEval(log, tokenizer, rows, limit, select)] if select or eval_prompts else []), *([EarlyStoppingCallback(t.patience)] if t.patience else [])]
+    judges = [EarlyStoppingCallback(t.patience)] if t.patience else []
+    if most := max(select, eval_prompts):
+        limit = t.select_tokens if select else _answer_limit(train_set)
+        judges.insert(0, GenerationEval(log, tokenizer, read_sft(cfg.data.val, most), limit, select))  # before the patience, which looks at what it says
+    return judges
 
 
 def _selected(by: str, log: list[dict], step: int) -> dict:
@@ -342,15 +344,12 @@ def _provenance(cfg: Config, run: Run, device, train_set: SFTDataset, result, se
     }
 
 # %% ../../nbs/13_train.ipynb #plot-loss
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito's, safe for colour-blind eyes
-
-
 def plot_loss(runs: list[Run], ax=None):
     "Training loss (line, a point a log row) and validation loss (markers, a point an epoch) of each run, against the optimiser step."
     import matplotlib.pyplot as plt
     ax = ax or plt.subplots(figsize=(7, 4))[1]
     for i, run in enumerate(runs):
-        colour = _COLOURS[i % len(_COLOURS)]
+        colour = PALETTE[i % len(PALETTE)]
         log = read_jsonl(run.path / "train_log.jsonl", torn="drop")
         steps, evals = [r for r in log if "loss" in r], [r for r in log if "eval_loss" in r]
         ax.plot([r["step"] for r in steps], [r["loss"] for r in steps], color=colour, lw=1, alpha=0.7, label=f"{run.name}: train")
@@ -372,7 +371,7 @@ def plot_epochs(runs: list[Run], ax=None):
         rate = [100 * r["schema_valid"] / r["prompts"] for r in rows]
         bounds = [wilson(r["schema_valid"], r["prompts"]) for r in rows]
         error = [[y - 100 * low for y, (low, _) in zip(rate, bounds)], [100 * high - y for y, (_, high) in zip(rate, bounds)]]
-        colour = _COLOURS[i % len(_COLOURS)]
+        colour = PALETTE[i % len(PALETTE)]
         ax.errorbar([r["epoch"] + 0.06 * (i - len(runs) / 2) for r in rows], rate, error, color=colour, marker="os^D"[i % 4], capsize=3, lw=1.5, label=f"{run.name} (n = {rows[0]['prompts']})")
     ax.set(title="Schema-valid answers to validation prompts", xlabel="epoch", ylabel="schema-valid (%), 95 % Wilson interval", ylim=(-3, 103))
     ax.legend(frameon=False)
