@@ -26,7 +26,7 @@ from transformers.utils import logging as hf_logging
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from pocketguide.generate import Decoder, Engine, Slots, _attention, merged  # noqa: E402
+from pocketguide.generate import Decoder, Engine, Slots, _attention, fewer_kernels, merged  # noqa: E402
 from pocketguide.models import chat_messages, encode_chat, load_model, load_tokenizer  # noqa: E402
 from pocketguide.runs import git_commit, open_run, read_jsonl, versions, write_json  # noqa: E402
 from pocketguide.schema import contract_prompt  # noqa: E402
@@ -175,7 +175,7 @@ def step_floor(model, prompts, tokens):
     for batch in (8, 20, 40):
         slots = Slots(c.num_hidden_layers, batch, 2048, tokens, set(), model.device)
         decoder = Decoder(model, slots, 16, True)
-        with _attention(model):
+        with fewer_kernels(model), _attention(model):
             decoder.prefill(prompts[:batch], list(range(batch)))
             decoder.advance(max(map(len, prompts[:batch])) + 1)
             graph = next(iter(decoder.graphs.values()))

@@ -77,7 +77,7 @@ class DataConfig:
     train: str = "data/v2/sft_train.jsonl"  # SFT rows
     val: str = "data/v2/sft_val.jsonl"  # SFT rows for the validation loss
     max_seq_len: int = 2048  # tokens, prompt and target together; a longer example is an error
-    facts_block: bool = False  # prompts carry the offline facts of the destination; training rows hold them already, so this tells evaluation what to show
+    facts_block: bool = False  # questions come with the offline facts of their place and the wishes that rules find in them, in training and evaluation
 
 
 @dataclass(frozen=True)
@@ -116,6 +116,7 @@ class RuntimeConfig:
     dtype: str = "auto"  # auto, float32, bfloat16, float16
     quantization: str = "none"  # none, nf4, int8 (bitsandbytes)
     gradient_checkpointing: bool = False
+    compile: bool = False  # compile the decoder layers for training: pays after a few hundred steps on a GPU
 
 
 @dataclass(frozen=True)

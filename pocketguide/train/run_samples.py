@@ -268,7 +268,7 @@ def _parser() -> Parser:
     p.add_argument("--max_new_tokens", type=positive_int, default=1024, help="token limit of an answer")
     p.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto", help="precision; auto is bfloat16 where the hardware is fast at it")
     p.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to run; auto is the GPU if there is one")
-    p.add_argument("--facts", choices=("auto", "on", "off"), default="auto", help="show the destination's offline facts in the prompts; auto is what the run was trained with, data.facts_block in its config")
+    p.add_argument("--facts", choices=("auto", "on", "off"), default="auto", help="show the destination's offline facts and the wishes in the prompts; auto is what the run was trained with, data.facts_block in its config")
     p.add_argument("--check_parity", type=positive_int, metavar="N", default=argparse.SUPPRESS, help="answer N prompts again one at a time with transformers' generate, and record how many answers and verdicts differ")
     p.add_argument("--out", type=Path, help="write the results below this folder, in a run directory of the same name, instead of into the runs themselves")
     p.add_argument("--quiet", action="store_true", help="no progress bars")
