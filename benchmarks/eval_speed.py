@@ -178,7 +178,7 @@ def step_floor(model, prompts, tokens):
         with fewer_kernels(model), _attention(model):
             decoder.prefill(prompts[:batch], list(range(batch)))
             decoder.advance(max(map(len, prompts[:batch])) + 1)
-            graph = next(iter(decoder.graphs.values()))
+            graph = next(iter(decoder.graphs.values()))[0]
             events = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(30)]
             for a, b in events:
                 a.record()

