@@ -368,7 +368,7 @@ def publish(run: Run, root: str | Path = "runs/train", adapter: bool = False, ba
     if target.path.resolve() != run.path.resolve():
         drop = ["checkpoints", ".lock", ".*.part", *([] if adapter else ["adapter"]), *([] if base else ["base_outputs.jsonl"])]
         shutil.copytree(run.path, target.path, ignore=shutil.ignore_patterns(*drop), dirs_exist_ok=True)
-    for path in target.path.glob("samples/*/*.jsonl"):
+    for path in target.path.glob("**/samples/*/*.jsonl"):  # of variants too, such as constrained/
         if path.stat().st_size > PACK_BYTES:
             packed_bytes = gzip.compress(path.read_bytes(), mtime=0)  # no time stamp: same rows, same bytes
             path.with_name(path.name + ".gz").write_bytes(packed_bytes)

@@ -481,3 +481,9 @@ def serialize(response: dict) -> str:
     envelope = in_order(response, load_schema("envelope"))
     payload = in_order(response["payload"], load_schema(response["payload_type"]), "$.payload")
     return json.dumps({**envelope, "payload": payload}, ensure_ascii=False, separators=(",", ":"))
+
+# %% ../nbs/00_schema.ipynb #b9cf30a0
+#| eval: false
+if __name__ == "__main__" and "__file__" in globals():  # not in a notebook, where __name__ is "__main__" too
+    from pocketguide.constrain import main  # only here: this module needs nothing but jsonschema
+    main()
