@@ -7,7 +7,7 @@ SUITE := eval/suites/fixed20_v1.jsonl
 published = $(lastword $(sort $(wildcard runs/train/*-$(1))))
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup base demo test notebooks report lab clean
+.PHONY: help setup base demo test notebooks report portfolio lab clean
 .DEFAULT_GOAL := help
 
 help: ## say what each target does
@@ -39,6 +39,9 @@ notebooks: setup ## execute all notebooks in order and keep their outputs
 
 report: setup ## redraw eval/report (tables and plots of the published runs)
 	@$(BIN)/python -m pocketguide.failure_analysis --out eval/report
+
+portfolio: setup ## build portfolio/index.html, the story on one page, from the published runs
+	@$(BIN)/python -m pocketguide.portfolio --html
 
 lab: setup ## open the notebooks in JupyterLab
 	@cd nbs && ../$(BIN)/jupyter lab

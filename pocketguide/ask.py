@@ -7,13 +7,14 @@ __all__ = ['MOST_CHARACTERS', 'to_markdown', 'settled', 'Live', 'checked_questio
            'runs_folder', 'best_run', 'schema_prompt', 'load_any_schema', 'fits', 'Answer', 'NoValidAnswer',
            'TorchModel', 'GgufModel', 'Guide', 'plain_markdown', 'main']
 
-# %% ../nbs/19_ask.ipynb #808dd5d9
+# %% ../nbs/19_ask.ipynb #93b12a64
 import contextlib
 import json
 import re
 import sys
 import time
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 
@@ -364,8 +365,8 @@ class _Heard:
 class TorchModel:
     "A run's merged model in the batched engine, one prompt at a time."
 
-    def __init__(self, run_dir: Path, dtype: str, device: str, max_new_tokens: int):
-        from pocketguide.generate import Engine, merged
+    def __init__(self, run_dir: Path, dtype: str, device: str, max_new_tokens: int, constrained: bool):
+        from pocketguide.generate import Engine, end_tokens, merged
         from pocketguide.models import load_model, load_tokenizer
         from pocketguide.train.run_samples import open_evaluable
         run, cfg = open_evaluable(run_dir)
@@ -375,9 +376,24 @@ class TorchModel:
         self.engine = Engine(model, self.tokenizer, 1, max_new_tokens)
         self.longest = getattr(model.config, "max_position_embeddings", 10**9)
         self._piece = self.engine.piece
+        self.constrained, self._reads = constrained, (model.config.vocab_size, end_tokens(model, self.tokenizer))
 
-    def generate(self, prompt: list[int], heard) -> tuple[str, str, int]:
+    @lru_cache(maxsize=8)
+    def grammar(self, payload_type: str | None, schema: str | None):
+        "What the answer is held to: the contract, with one type or all, or a schema (as JSON text). None where the grammar is not wanted, or cannot enforce the schema, which `ask` checks anyway."
+        from pocketguide.constrain import Grammar, contract_schema
+        if not self.constrained:
+            return None
+        try:
+            return Grammar(self.tokenizer, json.loads(schema) if schema else contract_schema(payload_type), *self._reads)
+        except UserError:
+            if schema:
+                return None
+            raise
+
+    def generate(self, prompt: list[int], heard, payload_type: str | None = None, schema: dict | None = None) -> tuple[str, str, int]:
         "(text, finish reason, tokens) of one answer. The engine reads the text of each new token to know when the JSON has closed, and there it is heard."
+        self.engine.grammar = self.grammar(payload_type, json.dumps(schema) if schema is not None else None)
         def piece(token: int) -> str:
             heard(token)
             return self._piece(token)
@@ -403,8 +419,8 @@ class GgufModel:
         except (ValueError, OSError) as e:
             raise UserError("llama.cpp cannot read the model", path, str(e)[:160]) from None
 
-    def generate(self, prompt: list[int], heard) -> tuple[str, str, int]:
-        "(text, finish reason, tokens) of one greedy answer."
+    def generate(self, prompt: list[int], heard, payload_type: str | None = None, schema: dict | None = None) -> tuple[str, str, int]:
+        "(text, finish reason, tokens) of one greedy answer, which nothing holds to type or schema: they are checked afterwards."
         from pocketguide.generate import JsonScan
         ids, scan, reason = [], JsonScan(), "length"
         for token in self.llama.generate(prompt, temp=0.0, repeat_penalty=1.0):
@@ -449,12 +465,14 @@ class Guide:
         max_new_tokens: int = 1024,
         dtype: str = "auto",
         device: str = "auto",
+        constrained: bool | None = None,  # hold answers to contract or schema while they are written; None: where the extra [constrained] is installed
     ):
+        from pocketguide.constrain import installed
         self.schema, self._valid = load_any_schema(schema) if schema is not None else (None, None)
         beside = next((p for p in list(Path(gguf).resolve().parents)[:2] if (p / "config.yaml").is_file()), None) if gguf else None
         self.run = open_run(run_dir or beside or best_run().path, adapter=not gguf)
         self.facts = load_config(self.run.path / "config.yaml").data.facts_block
-        self.model = GgufModel(Path(gguf), self.run.path, max_new_tokens) if gguf else TorchModel(self.run.path, dtype, device, max_new_tokens)
+        self.model = GgufModel(Path(gguf), self.run.path, max_new_tokens) if gguf else TorchModel(self.run.path, dtype, device, max_new_tokens, installed() if constrained is None else constrained)
         self.max_new_tokens = max_new_tokens
         self.last: Answer | None = None  # how the latest answer came
 
@@ -473,7 +491,7 @@ class Guide:
     def ask(
         self,
         question: str,
-        payload_type: str | None = None,  # the form to answer in: it is asked for in words, and an answer of another form is not valid
+        payload_type: str | None = None,  # the form to answer in: it is asked for in words, held to where decoding is constrained, and an answer of another form is not valid
         listener=None,  # called with the text so far at every token
     ) -> dict:
         "The validated answer. `NoValidAnswer` if the model gave none, `UserError` for a question that cannot be asked; `last` says how it came."
@@ -483,7 +501,7 @@ class Guide:
         if len(prompt) + self.max_new_tokens > self.model.longest:
             raise UserError(f"the question makes a prompt of {len(prompt):,} tokens", "question", f"at most {self.model.longest - self.max_new_tokens:,} fit beside an answer of {self.max_new_tokens:,}; shorten it")
         heard = _Heard(self.model.tokenizer, listener)
-        text, reason, tokens = self.model.generate(prompt, heard)
+        text, reason, tokens = self.model.generate(prompt, heard, payload_type, self.schema)
         done = time.perf_counter()
         self.last = Answer(_body(text, reason), reason, tokens, heard.began - began + (heard.first or done - heard.began), done - began)
         return self._judged(self.last, payload_type)
@@ -528,6 +546,7 @@ def _parser() -> Parser:
     p.add_argument("--run_dir", type=Path, help="a run directory, runs/train/<RUN_ID>; None is the published run with the most valid answers on fixed200_v1")
     p.add_argument("--gguf", type=Path, metavar="FILE", help="run this quantised model through llama.cpp instead of the run's own weights")
     p.add_argument("--schema", type=Path, metavar="FILE", help="answer in this JSON Schema instead of the travel contract")
+    p.add_argument("--free", action="store_true", help="do not hold the answer to contract or schema while it is written, though the extra [constrained] is installed")
     p.add_argument("--max_new_tokens", type=positive_int, default=1024, help="token limit of the answer")
     p.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto", help="precision; auto is bfloat16 where the hardware is fast at it")
     p.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to run; auto is the GPU if there is one")
@@ -565,7 +584,7 @@ def main(argv=None):
         raise UserError("a schema of your own has no payload types", "--payload_type", "leave it out")
     md = a.format == "md" or (a.format == "auto" and sys.stdout.isatty())
     with _waiting("loading the model ..."):
-        guide = Guide(a.run_dir, a.schema, a.gguf, a.max_new_tokens, a.dtype, a.device)
+        guide = Guide(a.run_dir, a.schema, a.gguf, a.max_new_tokens, a.dtype, a.device, False if a.free else None)
     live = Live(sys.stdout) if md and sys.stdout.isatty() and guide.schema is None else None
     try:
         answer = guide.ask(question, kind, live)

@@ -72,11 +72,13 @@ def commands() -> str | None:
                  ("judge", lambda: ["pocketguide.judge", "--run_dir", *runs.glob("*"), "--suites", tmp]),
                  ("failure_analysis", lambda: ["pocketguide.failure_analysis", "--run_dir", *runs.glob("*"), "--out", tmp / "report"]),
                  ("bank", lambda: ["pocketguide.bank", "--lint", "--layers", "v2", "v3"]), ("facts", lambda: ["pocketguide.facts", "3 days in Lisbon"])]
+        steps += [("constrain", lambda: ["pocketguide.schema", "--lint"]), ("portfolio", lambda: ["pocketguide.portfolio", "--html", tmp / "page.html"]), ("quantize", lambda: ["pocketguide.quantize"]), ("ask", lambda: ["pocketguide.ask"])]
         for name, argv in steps:
             module = argv()[0]
-            code, said = run(sys.executable, "-m", *argv())
-            if code:
-                return f"python -m {module} exited {code}:\n{said[-2000:]}"
+            if len(argv()) > 1:  # the others need the real base model: their notebooks run them
+                code, said = run(sys.executable, "-m", *argv())
+                if code:
+                    return f"python -m {module} exited {code}:\n{said[-2000:]}"
             code, said = run(sys.executable, "-m", module, "--help")
             if code or "--help" not in said:
                 return f"python -m {module} --help:\n{said[-2000:]}"
@@ -107,6 +109,14 @@ def wheel() -> str | None:
         return said[-2000:] if code else None
 
 
+def page() -> str | None:
+    "The portfolio page in headless Chromium, light and dark, narrow and wide; said to be skipped where there is no Chromium."
+    code, said = run(sys.executable, ROOT / "tests/portfolio_page.py")
+    if not code and "skipped" in said:
+        print(said.strip())
+    return said[-2000:] if code else None
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--fast", action="store_true", help="leave out the cells that need the real base model")
@@ -128,6 +138,7 @@ def main() -> int:
         rebuilt.result()
     timed("commands, each in a process of its own", commands)
     timed("wheel, installed outside the repository", wheel)
+    timed("portfolio page in a browser", page)
     for name, problem in failures.items():
         print(f"\n--- {name}\n{problem}")
     failed = sum(f"nbs/{p.name}" in failures for p in notebooks)

@@ -208,25 +208,26 @@ class GenerationEval(TrainerCallback):
     "After every epoch: answer validation prompts, and log how many answers are schema-valid and what asking cost. The answers to the first `select` of `rows` tell `Trainer` how good the epoch is."
 
     def __init__(self, log: RunLog, tokenizer, rows: list[dict], max_new_tokens: int, select: int = 0):
-        self.log, self.tokenizer, self.most, self.select, self.selected = log, tokenizer, max_new_tokens, select, 0
-        self.prompts = [encode_chat(tokenizer, r["messages"])[0] for r in rows]
+        self.log, self.tokenizer, self.most, self.select, self.selected = log, tokenizer, max_new_tokens, select, (0, 0)
+        self.prompts, self.asked = [encode_chat(tokenizer, r["messages"])[0] for r in rows], [r["metadata"] for r in rows]
 
     def on_epoch_end(self, args, state, control, model=None, **kwargs):
         began = time.perf_counter()
         model.eval()
         with torch.compiler.set_stance("force_eager"):  # the engine captures its own step
             engine = Engine(model, self.tokenizer, "auto", self.most)
-            valid = [check(engine.text(c), finish_reason=c.finish_reason).schema_valid for c in engine.generate(self.prompts)]
+            verdicts = [check(engine.text(c), asked, c.finish_reason) for c, asked in zip(engine.generate(self.prompts), self.asked)]
         model.train()
-        self.selected = sum(valid[: self.select])
-        chosen_by = {"select_valid": self.selected, "select_prompts": len(valid[: self.select])} if self.select else {}
-        self.log.log.append({"step": state.global_step, "epoch": round(state.epoch, 4), "schema_valid": sum(valid), "prompts": len(valid), **chosen_by,
+        valid, right = [v.schema_valid for v in verdicts], [v.semantic_valid for v in verdicts]
+        self.selected = sum(valid[: self.select]), sum(right[: self.select])
+        chosen_by = {"select_valid": self.selected[0], "select_semantic": self.selected[1], "select_prompts": len(valid[: self.select])} if self.select else {}
+        self.log.log.append({"step": state.global_step, "epoch": round(state.epoch, 4), "schema_valid": sum(valid), "semantic_valid": sum(right), "prompts": len(valid), **chosen_by,
                              "seconds": round(time.perf_counter() - began, 2)})
 
     def on_evaluate(self, args, state, control, metrics, **kwargs):
-        if self.select:  # one number that orders epochs by valid answers, then by loss
-            loss = metrics["eval_loss"]
-            metrics["eval_schema_valid"] = self.selected + (1 / (2 + loss) if math.isfinite(loss) else 0)
+        if self.select:  # one number that orders epochs by valid answers, then by semantically valid ones, then by loss
+            loss, (valid, right) = metrics["eval_loss"], self.selected
+            metrics["eval_schema_valid"] = valid + (right + (1 / (2 + loss) if math.isfinite(loss) else 0)) / (self.select + 1)
 
 # %% ../../nbs/14_train.ipynb #training-arguments
 def training_arguments(cfg: Config, run: Run, device: torch.device, examples: int) -> TrainingArguments:
