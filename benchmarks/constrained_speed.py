@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import torch
+from transformers import DynamicCache
 from transformers.utils import logging as hf_logging
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -112,6 +113,25 @@ def forced(grammar, tokenizer, answers):
     return {"answers": len(answers), "tokens": tokens, "forced": sum(runs), "share": round(sum(runs) / tokens, 3), "runs": len(runs), "longest_run": max(runs, default=0)}
 
 
+@torch.inference_mode()
+def pass_ms(model, prompt, batch):
+    "Milliseconds of one eager pass over a cached prompt with 1, 3 and 5 new tokens a row: what a run of forced tokens would cost at once, against one pass each."
+    cache, ids = DynamicCache(config=model.config), torch.tensor([prompt] * batch, device=DEVICE)
+    model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    out = {"batch": batch}
+    for width in (1, 3, 5):
+        times = []
+        for _ in range(12):
+            sync()
+            began = time.perf_counter()
+            model(input_ids=ids[:, :width], past_key_values=cache, use_cache=True, logits_to_keep=1)
+            sync()
+            times.append(1000 * (time.perf_counter() - began))
+            cache.crop(-width)
+        out[f"{width}_new_ms"] = round(quantile(times[2:], 0.5), 2)
+    return out
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run_dir", type=Path, required=True, help="the run whose adapter answers")
@@ -135,6 +155,8 @@ def main():
             print(json.dumps(result["steps"][-1]), flush=True)
         result["passes"] = passes(tuned, tokenizer, prompts[: 5 * batch if CUDA else batch], grammar, batch, 64 if a.quick else 1024)
         print(json.dumps(result["passes"]), flush=True)
+        result["pass_ms"] = [pass_ms(tuned, prompts[0], size) for size in (1, batch)]
+        print(json.dumps(result["pass_ms"]), flush=True)
     result["unchanged_fp32"] = unchanged_fp32(a.run_dir, tokenizer, prompts[: 2 if a.quick else 80 if CUDA else 12], batch, 16 if a.quick else 1024)
     print(json.dumps(result["unchanged_fp32"]), flush=True)
     result["forced"] = forced(grammar, tokenizer, [serialize(r["response"]) for r in read_jsonl(ROOT / "data/v3/val.jsonl")])
