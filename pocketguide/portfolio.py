@@ -8,10 +8,11 @@ __all__ = ['SUITES', 'CONTENT', 'MARKS', 'HUB_NAMES', 'BOARD_WATTS', 'GRID_GRAMS
            'model_card', 'axes', 'figure', 'tiles', 'plot_measures', 'speed_rows', 'plot_speed', 'story', 'executed',
            'page', 'build_page', 'write_readme', 'write_cards', 'main']
 
-# %% ../nbs/20_portfolio.ipynb #b001f322
+# %% ../nbs/20_portfolio.ipynb #ca9c732b
 import base64
 import html
 import io
+import os
 import re
 import textwrap
 from pathlib import Path
@@ -358,8 +359,9 @@ def executed(nb, folder: Path):
     for cell in nb.cells:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
+    figures = {**os.environ, "MPLBACKEND": "module://matplotlib_inline.backend_inline"}  # figures go into the notebook, whatever the shell says
     try:
-        return NotebookClient(nb, timeout=300, kernel_name="python3", extra_arguments=["--IPKernelApp.log_level=40"], resources={"metadata": {"path": str(folder)}}).execute()
+        return NotebookClient(nb, timeout=300, kernel_name="python3", extra_arguments=["--IPKernelApp.log_level=40"], resources={"metadata": {"path": str(folder)}}).execute(env=figures)
     except CellExecutionError as e:
         raise UserError(f"a cell of the page failed: {e.ename}: {str(e.evalue)[:200]}", "--notebook", "run the notebook to see where") from None
 

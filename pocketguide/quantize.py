@@ -373,6 +373,7 @@ class LlamaCpp:
     "A GGUF file answered by llama.cpp, with the part of `Engine` that `answer` needs. One prompt at a time, greedy."
 
     batch_size = 1
+    grammar = None  # it answers freely
 
     def __init__(self, path: Path, tokenizer, max_new_tokens: int, gpu: bool = False):
         self.lib, self.path, self.tokenizer, self.max_new_tokens, self.gpu = import_llama_cpp(), path, tokenizer, max_new_tokens, gpu
