@@ -170,7 +170,7 @@ class JointLinear:
 @contextlib.contextmanager
 def fewer_kernels(model):
     "`model` with one kernel a norm and joint products, where its modules are of the usual kind; as it was afterwards."
-    norms = [m for m in model.modules() if type(m).__name__.endswith("RMSNorm") and hasattr(m, "variance_epsilon")]
+    norms = [m for m in model.modules() if type(m).__name__.endswith("RMSNorm") and hasattr(m, "variance_epsilon") and "forward" not in vars(m)]
     groups = [[getattr(m, n, None) for n in names] for m in model.modules() for names in (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))]
     joint = []
     try:

@@ -72,10 +72,10 @@ def commands() -> str | None:
                  ("judge", lambda: ["pocketguide.judge", "--run_dir", *runs.glob("*"), "--suites", tmp]),
                  ("failure_analysis", lambda: ["pocketguide.failure_analysis", "--run_dir", *runs.glob("*"), "--out", tmp / "report"]),
                  ("bank", lambda: ["pocketguide.bank", "--lint", "--layers", "v2", "v3"]), ("facts", lambda: ["pocketguide.facts", "3 days in Lisbon"])]
-        steps += [("constrain", lambda: ["pocketguide.schema", "--lint"]), ("portfolio", lambda: ["pocketguide.portfolio", "--html", tmp / "page.html"]), ("quantize", lambda: ["pocketguide.quantize"]), ("ask", lambda: ["pocketguide.ask"])]
+        steps += [("constrain", lambda: ["pocketguide.schema", "--lint"]), ("portfolio", lambda: ["pocketguide.portfolio", "--html", tmp / "page.html"]), ("quantize", lambda: ["pocketguide.quantize"]), ("ask", lambda: ["pocketguide.ask"]), ("sweep", lambda: ["pocketguide.train.sweep"])]
         for name, argv in steps:
             module = argv()[0]
-            if len(argv()) > 1:  # the others need the real base model: their notebooks run them
+            if len(argv()) > 1:  # the others need the real base model, or take longer: their notebooks run them
                 code, said = run(sys.executable, "-m", *argv())
                 if code:
                     return f"python -m {module} exited {code}:\n{said[-2000:]}"
