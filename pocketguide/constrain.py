@@ -15,9 +15,6 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
-from jsonschema import Draft202012Validator
-from jsonschema.exceptions import SchemaError
-from jsonschema.validators import validator_for
 
 from .config import Parser, UserError, command, nearest
 from .metrics import markdown_table
@@ -211,6 +208,8 @@ def _fault(schema: dict) -> tuple[tuple, str, str] | None:
 # %% ../nbs/12_constrain.ipynb #checked
 def checked(schema, where: object = "schema") -> dict:
     "The schema, if it is one. `UserError` otherwise."
+    from jsonschema import Draft202012Validator, SchemaError  # only here, as in `schema`
+    from jsonschema.validators import validator_for
     if not isinstance(schema, dict):
         raise UserError("a JSON Schema is an object here", where, "write the root as {...}")
     try:
