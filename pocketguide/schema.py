@@ -500,7 +500,8 @@ def serialize(response: dict) -> str:
     return json.dumps({**envelope, "payload": payload}, ensure_ascii=False, separators=(",", ":"))
 
 # %% ../nbs/00_schema.ipynb #schema-prompt
-_PLAIN = {"$schema", "$id", "title", "description", "type", "properties", "required", "items", "enum", "additionalProperties", "minItems", "minLength", "minimum", "default", "examples"}
+_PLAIN = {"$schema", "$id", "title", "description", "type", "properties", "required", "items", "enum", "additionalProperties", "default", "examples",
+          "minItems", "maxItems", "minLength", "maxLength", "minimum", "maximum"}  # bounds are not in an outline: a small model does not count, and the check does
 
 
 def _outlined(schema: object) -> bool:
