@@ -69,6 +69,7 @@ def commands() -> str | None:
         train = ["pocketguide.train.train", "--config", "configs/smoke.yaml", "--runs", runs, "--quiet", *quick]
         steps = [("data", lambda: data), ("train", lambda: train),
                  ("run_samples", lambda: ["pocketguide.train.run_samples", "--run_dir", *runs.glob("*"), "--prompts", tmp / "suite_v1.jsonl", "--max_new_tokens", "8", "--quiet"]),
+                 ("run_samples --schema", lambda: ["pocketguide.train.run_samples", "--schema", "eval/other/bug_report.schema.json", "--run_dir", *runs.glob("*"), "--prompts", tmp / "suite_v1.jsonl", "--max_new_tokens", "8", "--quiet"]),
                  ("judge", lambda: ["pocketguide.judge", "--run_dir", *runs.glob("*"), "--suites", tmp]),
                  ("failure_analysis", lambda: ["pocketguide.failure_analysis", "--run_dir", *runs.glob("*"), "--out", tmp / "report"]),
                  ("bank", lambda: ["pocketguide.bank", "--lint", "--layers", "v2", "v3"]), ("facts", lambda: ["pocketguide.facts", "3 days in Lisbon"])]
@@ -109,6 +110,18 @@ def wheel() -> str | None:
         return said[-2000:] if code else None
 
 
+def lab() -> str | None:
+    "What `make lab` opens: every notebook's cells that take long or need more stand behind its switch, and the kernel is this environment's Python. (tests/notebooks_run.py runs them all.)"
+    code, said = run(sys.executable, ROOT / "tests/notebooks_run.py", "--check")
+    if code:
+        return said[-2000:]
+    probe = ("import nbformat, sys; from nbclient import NotebookClient; from nbformat.v4 import new_code_cell, new_notebook; "
+             "nb = new_notebook(cells=[new_code_cell('import sys, pocketguide; print(sys.executable)')]); NotebookClient(nb, kernel_name='python3').execute(); "
+             "assert nb.cells[0].outputs[0].text.strip() == sys.executable, nb.cells[0].outputs")
+    code, said = run(sys.executable, "-c", probe)
+    return said[-2000:] if code else None
+
+
 def page() -> str | None:
     "The portfolio page in headless Chromium, light and dark, narrow and wide; said to be skipped where there is no Chromium."
     code, said = run(sys.executable, ROOT / "tests/portfolio_page.py")
@@ -138,6 +151,7 @@ def main() -> int:
         rebuilt.result()
     timed("commands, each in a process of its own", commands)
     timed("wheel, installed outside the repository", wheel)
+    timed("notebooks in JupyterLab: switches and kernel", lab)
     timed("portfolio page in a browser", page)
     for name, problem in failures.items():
         print(f"\n--- {name}\n{problem}")
