@@ -12,7 +12,6 @@ import argparse
 import contextlib
 import hashlib
 import json
-import re
 import shlex
 import shutil
 import signal
@@ -26,12 +25,12 @@ import torch
 from tqdm import tqdm
 
 from ..config import Config, Parser, UserError, command, load_config, positive_int
-from ..constrain import Grammar, checked, llguidance_package, read_schema
+from ..constrain import Grammar, llguidance_package
 from ..generate import Completion, Engine, end_tokens, load_adapter, merged, recognise
-from ..metrics import RATES, compare, failure_row, markdown_table, rate_text, sample_row
+from ..metrics import compare, failure_row, markdown_table, rate_text, sample_row
 from ..models import base_hash, chat_messages, encode_chat, load_model, load_tokenizer
 from ..runs import JsonlLog, Run, file_hash, folder_hash, lock, open_run, read_json, read_jsonl, versions, write_json, write_jsonl
-from ..schema import any_validator, check, check_any, contract_prompt, form_line, schema_hash, schema_prompt
+from ..schema import check, contract_prompt, form_line, schema_hash
 
 # %% ../../nbs/15_batched_eval.ipynb #suite
 @dataclass(frozen=True)
@@ -66,6 +65,10 @@ class Aids(NamedTuple):
     facts: bool = False  # the facts of their destinations, and their wishes
     form: bool = False  # the form of answer, as the answering model recognises it
 
+    def chat(self, question: str, form: str = "") -> list[dict]:
+        "The messages that ask `question`."
+        return chat_of(question, self.facts, form)
+
     def __str__(self) -> str:
         return " and ".join(name for name, shown in zip(("facts", "form"), self) if shown)
 
@@ -79,13 +82,11 @@ def _titled(name: str, shown: Aids, constrained: bool = False) -> str:
     return name + f" with {shown}" * any(shown) + ", constrained" * constrained
 
 
-def encoded(engine: Engine, questions: list[str], shown: "Aids | Shape") -> tuple[list[list[int]], list[tuple[str, float]]]:
+def encoded(engine: Engine, questions: list[str], shown: Aids) -> tuple[list[list[int]], list[tuple[str, float]]]:
     "(prompts as token ids, the recognised form of each question and its probability; empty where forms are not shown)."
-    if isinstance(shown, Shape):
-        return [encode_chat(engine.tokenizer, chat_messages(q, shown.prompt))[0] for q in questions], []
     forms = recognise(engine, questions) if shown.form else []
     named = [form for form, _ in forms] or [""] * len(questions)
-    return [encode_chat(engine.tokenizer, chat_of(q, shown.facts, form))[0] for q, form in zip(questions, named)], forms
+    return [encode_chat(engine.tokenizer, shown.chat(q, form))[0] for q, form in zip(questions, named)], forms
 
 # %% ../../nbs/15_batched_eval.ipynb #progress
 class _Progress:
@@ -287,12 +288,22 @@ def summary_row(name: str, suite: str, rows: list[dict], how: dict) -> dict:
             "top failure": f"{top} ({failed.count(top)})" if top else "none", "tokens/s": how["tokens_per_s"], "s per prompt": round(how["wall_s"] / how["prompts"], 3)}
 
 # %% ../../nbs/15_batched_eval.ipynb #shape
+import os
+import re
+from typing import ClassVar
+
+from ..constrain import checked, read_schema
+from ..metrics import RATES
+from ..schema import any_validator, check_any, schema_prompt
+
+
 @dataclass(frozen=True)
 class Shape:
-    "A JSON Schema other than the contract, to be asked for and judged by."
+    "A JSON Schema other than the contract, to be asked for and judged by. Stands where `Aids` stand: neither facts nor form are beside its questions."
     schema: dict
     name: str  # of the folder of its results
     valid: object  # its compiled validator
+    form: ClassVar[bool] = False
 
     @classmethod
     def of(cls, schema: dict | str | Path) -> "Shape":
@@ -308,6 +319,10 @@ class Shape:
     def prompt(self) -> str:
         "The system prompt that asks for it."
         return schema_prompt(self.schema)
+
+    def chat(self, question: str, form: str = "") -> list[dict]:
+        "The messages that ask `question`."
+        return chat_messages(question, self.prompt)
 
     @property
     def hash(self) -> str:
@@ -381,6 +396,28 @@ def evaluate_shape(runs: list[tuple[Run, Config]], suites: list[Suite], s: EvalS
             journal.unlink()
     return summary
 
+# %% ../../nbs/15_batched_eval.ipynb #main-shape
+def _main_shape(a: argparse.Namespace, runs: list[tuple[Run, Config]], suites: list[Suite], s: EvalSettings) -> None:
+    "What `main` does for a schema of one's own."
+    shape = Shape.of(a.schema)
+    if s.facts == "on" or s.check_parity:
+        raise UserError("facts and the parity check belong to the contract", "--schema", "leave out --facts and --check_parity")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("a schema of one's own is evaluated by one process", "--schema", "start it with python3 instead of torchrun")
+    if s.constrained:
+        llguidance_package()  # what is missing is said before a weight is loaded
+    before = signal.signal(signal.SIGTERM, _terminated)
+    try:
+        summary = evaluate_shape(runs, suites, s, shape, a.out)
+    except KeyboardInterrupt:
+        print("interrupted; what was answered is kept, the same command goes on", file=sys.stderr)
+        sys.exit(130)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    print(markdown_table(summary))
+    where = ", ".join(str(output_run(run, shape.below(run, a.out, s)).samples(u.name)) for run, _ in runs for u in suites)
+    print(f"results: {where}; fits the schema {summary[-1]['fits the schema']}")
+
 # %% ../../nbs/15_batched_eval.ipynb #batch-size
 def _batch_size(text: str) -> int | str:
     "For argparse: a whole number of at least 1, or auto."
@@ -418,16 +455,15 @@ def main(argv=None):
         raise UserError("two suites have the same file name", "--prompts", "rename one: results are stored under the suite's name")
     runs = [open_evaluable(path) for path in a.run_dir]
     settings = EvalSettings(a.batch_size, a.max_new_tokens, a.dtype, a.device, getattr(a, "check_parity", 0), a.quiet, a.facts, a.constrained)
+    if a.schema:
+        return _main_shape(a, runs, suites, settings)
     if settings.constrained and settings.check_parity:
         raise UserError("--check_parity answers with transformers' generate, which knows no grammar", "--constrained", "leave one of the two out")
-    shape = Shape.of(a.schema) if a.schema else None
-    if shape and (a.facts == "on" or settings.check_parity):
-        raise UserError("facts and the parity check belong to the contract", "--schema", "leave out --facts and --check_parity")
     if settings.constrained:
         llguidance_package()  # what is missing is said before a weight is loaded
     before = signal.signal(signal.SIGTERM, _terminated)
     try:
-        summary = evaluate_shape(runs, suites, settings, shape, a.out) if shape else evaluate(runs, suites, settings, a.out)
+        summary = evaluate(runs, suites, settings, a.out)
     except KeyboardInterrupt:
         again = shlex.join(["python3", "-m", "pocketguide.train.run_samples", *(sys.argv[1:] if argv is None else argv)])
         print(f"interrupted; what was answered is kept, go on with:\n  {again}", file=sys.stderr)
@@ -435,9 +471,8 @@ def main(argv=None):
     finally:
         signal.signal(signal.SIGTERM, before)
     print(markdown_table(summary))
-    below = [shape.below(run, a.out, settings) if shape else _below(run, a.out, settings) for run, _ in runs]
-    where = ", ".join(str(output_run(run, folder).samples(u.name)) for (run, _), folder in zip(runs, below) for u in suites)
-    print(f"results: {where}; " + (f"fits the schema {summary[-1]['fits the schema']}" if shape else f"schema_valid {summary[-1]['schema_valid']}"))
+    where = ", ".join(str(output_run(run, _below(run, a.out, settings)).samples(u.name)) for run, _ in runs for u in suites)
+    print(f"results: {where}; schema_valid {summary[-1]['schema_valid']}")
 
 # %% ../../nbs/15_batched_eval.ipynb #d56bc747
 #| eval: false
