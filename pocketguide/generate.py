@@ -25,8 +25,6 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from peft import PeftModel
-from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.cache_utils import Cache, CacheLayerMixin
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -623,8 +621,9 @@ def _compact(decoder: Decoder, at_work: list[_Row | None]) -> None:
     slots.width = max(1, left)
 
 # %% ../nbs/13_generate.ipynb #load-adapter
-def load_adapter(model, folder: str | Path) -> PeftModel:
-    "The adapter of a run over `model`. `UserError` if it does not fit."
+def load_adapter(model, folder: str | Path):
+    "The adapter of a run over `model`, a `PeftModel`. `UserError` if it does not fit."
+    from peft import PeftModel  # only here: its import takes longer than that of the model
     try:
         return PeftModel.from_pretrained(model, str(folder))
     except (RuntimeError, ValueError, OSError) as e:
@@ -634,6 +633,7 @@ def load_adapter(model, folder: str | Path) -> PeftModel:
 @contextlib.contextmanager
 def merged(model, folder: str | Path):
     "Yields `model` with the adapter in `folder` merged; restores the weights exactly. Quantised weights are not touched: those yield the unmerged adapter."
+    from peft.tuners.tuners_utils import BaseTunerLayer
     peft = load_adapter(model, folder)
     layers = [m for m in peft.modules() if isinstance(m, BaseTunerLayer)]
     if any(not m.get_base_layer().weight.is_floating_point() for m in layers):
