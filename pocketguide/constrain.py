@@ -367,6 +367,14 @@ class Masks:
         "Tokens of `row` that the grammar leaves no choice about, up to where the tokenizer could still join text differently; often none."
         return [] if self.live[row] is None else self.live[row].compute_ff_tokens()
 
+    def run_ahead(self, row: int, most: int) -> list[int]:
+        "Accept the tokens that `forced` tells of, and return them: at most `most`, and none that ends a turn."
+        tokens = self.forced(row)[: max(0, most)]
+        tokens = tokens[: next((i for i, t in enumerate(tokens) if t in self.grammar.ends), len(tokens))]
+        if tokens and not self.live[row].consume_tokens(tokens):
+            raise RuntimeError(f"row {row}: forced tokens {tokens} are not in the grammar: {self.live[row].get_error().splitlines()[0][:200]}")
+        return tokens
+
     def done(self, row: int) -> bool:
         "True if the answer in `row` is complete and only the end of turn is allowed."
         return self.live[row] is not None and self.live[row].is_stopped()
