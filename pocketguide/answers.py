@@ -455,6 +455,8 @@ def procedure_payload(draft: Draft) -> dict:
         if step.get("requires") and draft.chance(0.2, 0.5, 0.9):
             line["requires"] = step["requires"]
         steps.append(line)
+    if not all(s["instruction"] for s in steps):  # one needs a fact that nobody has: the draft fails its checks
+        return payload | {"steps": steps}
     if draft.plan.resized_steps:
         steps = resized(draft, steps)
     bare = [s for s in steps if "warning" not in s]

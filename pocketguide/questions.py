@@ -13,7 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, lru_cache
 
 from .bank import fill, one, some, weighted
 from .facts import Facts, facts_for, main_language
@@ -94,9 +94,14 @@ def suits_place(entry: dict, subject: str, destination: dict, facts: Facts, fram
     return grounded(text, place, frames)
 
 # %% ../nbs/08_questions.ipynb #company
+@lru_cache(50_000)
+def _company(text: str, rules: tuple[tuple[str, str], ...]) -> str:
+    return next((party for party, words in rules if re.search(words, text)), "")
+
+
 def company(text: str, frames: dict) -> str:
     "The party that a text speaks of, empty if it does not say."
-    return next((party for party, words in frames["company"].items() if re.search(words, text.lower())), "")
+    return _company(text.lower(), tuple(frames["company"].items()))
 
 
 _KIN = {"family_kids": ("family_kids", "family_baby"), "friends": ("friends", "group"), "": ()}
