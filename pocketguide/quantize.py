@@ -823,25 +823,36 @@ def file_to_ship(rows: list[dict]) -> str:
     return f"Ship {said(best)}{pace}): {why}. " + (f"The next smaller is {said(smaller)}): {cost(smaller)}." if smaller else "Nothing smaller was tried.")
 
 # %% ../nbs/18_quantize.ipynb #plot-pareto
+def _apart(xs: list[float], gap: float) -> list[float]:
+    "Ascending numbers, moved up where they are closer than `gap` to the one before."
+    out = []
+    for x in xs:
+        out.append(max(x, out[-1] + gap) if out else x)
+    return out
+
+
 def plot_pareto(rows: list[dict], ax=None):
     "File size against schema_valid with 95 % Wilson intervals, one place and suite; the mark's area is tokens per second of one prompt at a time, the line the frontier."
     import matplotlib.pyplot as plt
-    ax = ax or plt.subplots(figsize=(7.5, 4.2), layout="constrained")[1]
-    edge, colours = frontier(rows), {"gguf": PALETTE[0], "kquant": PALETTE[2], "bnb": PALETTE[1]}
+    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+    ax = ax or plt.subplots(figsize=(7.5, 4.6), layout="constrained")[1]
+    rows, edge, colours = sorted(rows, key=lambda r: r["file_mb"]), frontier(rows), {"gguf": PALETTE[0], "kquant": PALETTE[2], "bnb": PALETTE[1]}
     ax.step([r["file_mb"] for r in edge], [100 * r["schema_valid"]["rate"] for r in edge], where="post", color=PALETTE[7], lw=1.5, zorder=1, label="frontier")
-    pace = {id(r): (r["alone"] or {}).get("tokens_per_s", 0) for r in rows}
-    fastest, near = max(pace.values(), default=0) or 1, []
-    for r in sorted(rows, key=lambda r: r["file_mb"]):
+    pace, bottom = [(r["alone"] or {}).get("tokens_per_s", 0) for r in rows], min(100 * r["schema_valid"]["wilson_95"][0] for r in rows)
+    left, right = 0.94 * rows[0]["file_mb"], 1.08 * rows[-1]["file_mb"]
+    floor = bottom - 0.35 * (101 - bottom)  # room for the names
+    spots = np.exp(_apart([float(np.log(r["file_mb"])) for r in rows], 0.032 * float(np.log(right / left))))
+    for r, tps, spot in zip(rows, pace, spots):
         y, (low, high), colour = 100 * r["schema_valid"]["rate"], r["schema_valid"]["wilson_95"], colours[FORMATS[r["format"]].kind]
+        ax.annotate(r["format"], (r["file_mb"], 100 * low), xytext=(spot, floor), ha="center", va="bottom", rotation=90, fontsize=8, color=colour, arrowprops={"arrowstyle": "-", "color": PALETTE[7], "lw": 0.5})
         ax.errorbar(r["file_mb"], y, [[y - 100 * low], [100 * high - y]], color=colour, capsize=3, lw=1.2, zorder=2)
-        ax.scatter(r["file_mb"], y, s=20 + 200 * pace[id(r)] / fastest, color=colour, edgecolor="white", zorder=3)
-        ax.annotate(r["format"], (r["file_mb"], 100 * low), xytext=(0, -5), textcoords="offset points", ha="right", va="top", rotation=55, rotation_mode="anchor", fontsize=8)
-    first, bottom = rows[0], min(100 * r["schema_valid"]["wilson_95"][0] for r in rows)
-    ax.set(title=f"{first['suite']} on {first['device']}", xlabel=f"file size (MB); the largest mark is {fastest:,.0f} tokens per second", ylabel=f"schema_valid (%), n = {first['n']}, 95 % Wilson",
-           xlim=(0.85 * min(r["file_mb"] for r in rows), 1.05 * max(r["file_mb"] for r in rows)), ylim=(bottom - 0.25 * (100 - bottom) - 1, 101))
+        ax.scatter(r["file_mb"], y, s=15 + 150 * tps / (max(pace) or 1), color=colour, edgecolor="white", zorder=3)
     for kind, label in (("gguf", "GGUF"), ("kquant", "K-quant"), ("bnb", "bitsandbytes")):
         ax.scatter([], [], color=colours[kind], label=label)
-    ax.legend(frameon=False, fontsize=8, loc="lower right")
+    ax.set(title=f"{rows[0]['suite']} on {rows[0]['device']}", xscale="log", xlim=(left, max(right, 1.05 * spots[-1])), ylim=(floor - 1, 101.5),
+           xlabel=f"file size (MB, logarithmic); the largest mark is {max(pace):,.0f} tokens per second", ylabel=f"schema_valid (%), n = {rows[0]['n']}, 95 % Wilson")
+    ax.xaxis.set(major_locator=LogLocator(subs=(1, 1.25, 1.5, 2, 3, 5, 7)), major_formatter=StrMethodFormatter("{x:g}"), minor_locator=NullLocator())
+    ax.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncol=4)
     ax.spines[["top", "right"]].set_visible(False)
     return ax
 
