@@ -531,6 +531,10 @@ class Engine:
         "The number of slots for these prompts."
         return auto_batch_size(self.model, len(prompts), self.capacity(prompts)) if self.batch_size == "auto" else min(self.batch_size, len(prompts))
 
+    def first_logits(self, prompts: list[list[int]], tokens: list[int]) -> list[list[float]]:
+        "The logits of `tokens` as the first of an answer, (prompts, tokens)."
+        return _first_logits(self, prompts, tokens)
+
     def generate(self, prompts: list[list[int]], progress=None) -> list[Completion]:
         "A completion for each prompt (token ids, none empty), in the order given. `progress` as in `stream`."
         done = {c.index: c for c in self.stream(prompts, progress)}
@@ -553,8 +557,19 @@ class Engine:
 
 # %% ../nbs/13_generate.ipynb #choose
 @torch.inference_mode()
+def _first_logits(engine: Engine, prompts: list[list[int]], tokens: list[int]) -> list[list[float]]:
+    order, out = sorted(range(len(prompts)), key=lambda i: len(prompts[i])), {}
+    size = min(64, auto_batch_size(engine.model, len(prompts), max(map(len, prompts), default=1)))
+    for some in (order[i : i + size] for i in range(0, len(order), size)):
+        ids = torch.tensor([prompts[i] + [0] * (len(prompts[some[-1]]) - len(prompts[i])) for i in some], device=engine.device)  # (b, t), right-padded: no answer sees the padding
+        last, back = torch.unique(torch.tensor([len(prompts[i]) - 1 for i in some], device=engine.device), return_inverse=True)
+        logits = engine.model(input_ids=ids, logits_to_keep=last, use_cache=False).logits[torch.arange(len(some), device=engine.device), back]  # (b, vocabulary)
+        out.update(zip(some, logits[:, tokens].float().tolist()))
+    return [out[i] for i in range(len(prompts))]
+
+
 def choose(
-    engine: Engine,
+    engine: Engine,  # or what has its `tokenizer` and `first_logits`
     prompts: list[list[int]],  # token ids, none empty
     options: Sequence[str],  # no two may begin with the same token
 ) -> list[list[float]]:
@@ -562,14 +577,7 @@ def choose(
     firsts = [engine.tokenizer(o, add_special_tokens=False)["input_ids"][0] for o in options]
     if len(set(firsts)) < len(firsts):
         raise ValueError(f"two of {list(options)} begin with the same token")
-    order, out = sorted(range(len(prompts)), key=lambda i: len(prompts[i])), {}
-    size = min(64, auto_batch_size(engine.model, len(prompts), max(map(len, prompts), default=1)))
-    for some in (order[i : i + size] for i in range(0, len(order), size)):
-        ids = torch.tensor([prompts[i] + [0] * (len(prompts[some[-1]]) - len(prompts[i])) for i in some], device=engine.device)  # (b, t), right-padded: no answer sees the padding
-        last, back = torch.unique(torch.tensor([len(prompts[i]) - 1 for i in some], device=engine.device), return_inverse=True)
-        logits = engine.model(input_ids=ids, logits_to_keep=last, use_cache=False).logits[torch.arange(len(some), device=engine.device), back]  # (b, vocabulary)
-        out.update(zip(some, logits[:, firsts].float().softmax(-1).tolist()))
-    return [out[i] for i in range(len(prompts))]
+    return [torch.tensor(row).softmax(-1).tolist() for row in engine.first_logits(prompts, firsts)]
 
 # %% ../nbs/13_generate.ipynb #recognise
 def recognise(engine: Engine, questions: list[str]) -> list[tuple[str, float]]:

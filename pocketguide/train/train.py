@@ -26,7 +26,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
@@ -133,8 +133,7 @@ _ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 
 def add_adapter(model, cfg: Config):
     "`model` with a fresh LoRA adapter (fp32 weights, seeded by `cfg.seed`). `UserError` if no module has a target's name."
-    if cfg.runtime.quantization != "none":
-        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=cfg.runtime.gradient_checkpointing)
+    # PEFT's prepare_model_for_kbit_training stays away: it makes norms, embedding and head of a quantised base float32, and with them every activation between its layers
     targets = _ATTENTION if cfg.lora.target_modules == "attention" else cfg.lora.target_modules
     set_seed(cfg.seed)
     lora = LoraConfig(r=cfg.lora.r, lora_alpha=cfg.lora.alpha, lora_dropout=cfg.lora.dropout, target_modules=targets, task_type="CAUSAL_LM")
