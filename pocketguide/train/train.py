@@ -404,7 +404,7 @@ def layout_for(cfg: Config, model, tokenizer) -> Layout:
     rows = cfg.training.micro_batch_size * (64 if cfg.data.form_line else 1)  # an item may be dozens of short questions, whose tokens are limited anyway
     recorded = captures(cfg, model.device)
     tokens = cfg.training.micro_batch_tokens or pass_tokens(model, r.gradient_checkpointing, recorded)
-    return Layout(tokenizer.pad_token_id, packed, tokens, rows, cfg.data.max_seq_len, round_to=512 if recorded else 1)
+    return Layout(tokenizer.pad_token_id, packed, tokens, rows, cfg.data.max_seq_len, round_to=1024 if recorded else 1)  # coarse: a shape costs half a second once, padding a few per cent
 
 
 def captures(cfg: Config, device: torch.device) -> bool:
