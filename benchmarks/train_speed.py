@@ -40,15 +40,16 @@ from pocketguide.train.passes import IGNORE, Layout, Passes, attending, fused, t
 CUDA = torch.cuda.is_available()
 OURS = {"ours": (), "ours_packed": ("runtime.layout=packed",), "ours_compile": ("runtime.compile=true",), "ours_capture": ("runtime.capture=true",),
         "ours_capture_padded": ("runtime.capture=true", "runtime.layout=padded"), "ours_compile_capture": ("runtime.compile=true", "runtime.capture=true"),
+        "ours_liger": ("runtime.capture=true", "runtime.liger=true"),
         "ours_packed_2": ("runtime.layout=packed", "runtime.checkpoint_every=2"), "ours_packed_4": ("runtime.layout=packed", "runtime.checkpoint_every=4")}
 TITLES = {"trl": "TRL SFTTrainer, batch 8", "trl_packing": "TRL SFTTrainer, packing", "trl_liger": "TRL SFTTrainer, batch 8, Liger", "accumulated": "batch 1, accumulation 8 (starting point)", "first": "Trainer, batch 8, all logits (first version)",
           "ours": "train.train", "ours_packed": "train.train, packed", "ours_compile": "train.train, compiled layers", "ours_capture": "train.train, packed, CUDA graphs", "ours_capture_padded": "train.train, padded, CUDA graphs",
-          "ours_compile_capture": "train.train, compiled, CUDA graphs", "ours_packed_2": "train.train, packed, every 2nd layer recomputed", "ours_packed_4": "train.train, packed, every 4th layer recomputed"}
+          "ours_compile_capture": "train.train, compiled, CUDA graphs", "ours_liger": "train.train, packed, CUDA graphs, Liger", "ours_packed_2": "train.train, packed, every 2nd layer recomputed", "ours_packed_4": "train.train, packed, every 4th layer recomputed"}
 COMMON = ("training.effective_batch_size=8", "training.micro_batch_size=8", "training.group_by_length=false", "training.select_best=last", "training.patience=0", "training.eval_rows=8", "runtime.compile=false")
 V3 = ("data.form_line=false", "data.forms=''")  # answers only: their rows are the same for every method
 PARTS = {  # config, overrides, steps, methods
-    "v2": ("configs/train_lora_v4.yaml", COMMON, 60, ("trl", "trl_packing", "trl_liger", "accumulated", "first", "ours", "ours_compile", "ours_capture", "ours_capture_padded")),
-    "v3": ("configs/train_lora_v5.yaml", (*COMMON, *V3), 90, ("trl", "trl_packing", "trl_liger", "ours", "ours_compile", "ours_capture", "ours_capture_padded")),
+    "v2": ("configs/train_lora_v4.yaml", COMMON, 60, ("trl", "trl_packing", "trl_liger", "accumulated", "first", "ours", "ours_compile", "ours_capture", "ours_capture_padded", "ours_liger")),
+    "v3": ("configs/train_lora_v5.yaml", (*COMMON, *V3), 90, ("trl", "trl_packing", "trl_liger", "ours", "ours_compile", "ours_capture", "ours_capture_padded", "ours_liger")),
     "7b": ("configs/train_lora_v5.yaml", (*COMMON, *V3, "runtime.gradient_checkpointing=true", "training.micro_batch_tokens=8192"), 12, ("trl", "trl_packing", "trl_liger", "ours", "ours_packed", "ours_packed_2", "ours_packed_4")),
     "cpu": ("configs/train_lora_v4.yaml", (*COMMON, "training.eval_rows=1"), 3, ("trl", "first", "ours")),
     "seeds": ("configs/train_lora_v4.yaml", COMMON, 100, ("trl", "ours_capture") if CUDA else ("trl", "ours")),
@@ -295,7 +296,7 @@ def needs(method, quick_ok=True):
         missing = [m for m in ("trl", "datasets") if importlib.util.find_spec(m) is None]
         if missing:
             raise UserError(f"not installed: {', '.join(missing)}", "TRL's rows", "pip install trl datasets, or name the rows without it: --methods ours first")
-    if method == "trl_liger" and importlib.util.find_spec("liger_kernel") is None:
+    if "liger" in method and importlib.util.find_spec("liger_kernel") is None:
         return "liger_kernel is not installed"
     if ("liger" in method or "capture" in method or "compile" in method) and not CUDA:
         return "needs a GPU"
