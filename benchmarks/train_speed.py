@@ -42,7 +42,7 @@ OURS = {"ours": (), "ours_packed": ("runtime.layout=packed",), "ours_compile": (
         "ours_capture_padded": ("runtime.capture=true", "runtime.layout=padded"), "ours_compile_capture": ("runtime.compile=true", "runtime.capture=true"),
         "ours_liger": ("runtime.capture=true", "runtime.liger=true"),
         "ours_packed_2": ("runtime.layout=packed", "runtime.checkpoint_every=2"), "ours_packed_4": ("runtime.layout=packed", "runtime.checkpoint_every=4")}
-TITLES = {"trl": "TRL SFTTrainer, batch 8", "trl_packing": "TRL SFTTrainer, packing", "trl_liger": "TRL SFTTrainer, batch 8, Liger", "accumulated": "batch 1, accumulation 8 (starting point)", "first": "Trainer, batch 8, all logits (first version)",
+TITLES = {"trl": "TRL SFTTrainer, batch 8", "trl_packing": "TRL SFTTrainer, packing", "trl_liger": "TRL SFTTrainer, batch 8, Liger", "accumulated": "batch 1, accumulation 8 (starting point)", "first": "Trainer over PEFT's layers, padded rows, all logits (first version)",
           "ours": "train.train", "ours_packed": "train.train, packed", "ours_compile": "train.train, compiled layers", "ours_capture": "train.train, packed, CUDA graphs", "ours_capture_padded": "train.train, padded, CUDA graphs",
           "ours_compile_capture": "train.train, compiled, CUDA graphs", "ours_liger": "train.train, packed, CUDA graphs, Liger", "ours_packed_2": "train.train, packed, every 2nd layer recomputed", "ours_packed_4": "train.train, packed, every 4th layer recomputed"}
 COMMON = ("training.effective_batch_size=8", "training.micro_batch_size=8", "training.group_by_length=false", "training.select_best=last", "training.patience=0", "training.eval_rows=8", "runtime.compile=false")
@@ -235,10 +235,11 @@ def measure_first(cfg, part, method, quick, steps, folder):
         return {"input_ids": padded("input_ids", tokenizer.pad_token_id), "labels": padded("labels", IGNORE), "attention_mask": (torch.arange(longest) < lengths[:, None]).long()}
 
     clock, model = Clock(steps), t.add_adapter(load_model(cfg.base_model_id, cfg.runtime.dtype, cfg.runtime.device), cfg)
-    args = TrainingArguments(**common_arguments(cfg, folder, 8, 1), remove_unused_columns=False, label_names=["labels"])
+    passes = 1 if CUDA else 4  # all logits of eight rows, and what PEFT's layers keep, are too much for a small computer's memory
+    args = TrainingArguments(**common_arguments(cfg, folder, 8 // passes, passes), remove_unused_columns=False, label_names=["labels"])
     trainer = Trainer(model=model, args=args, train_dataset=train_set, data_collator=collate, callbacks=[clock])
     trainer.train()
-    return clock.row(counted), saved(trainer.model, cfg, folder, None)
+    return {**clock.row([sum(counted[i : i + passes]) for i in range(0, len(counted), passes)]), "rows_a_pass": 8 // passes}, saved(trainer.model, cfg, folder, None)
 
 
 def saved(model, cfg, folder, own):
@@ -315,7 +316,7 @@ def one(part, method, seed, steps, quick, world=1):
         row = {"method": method, "title": TITLES[method], "seed": seed, **({"world": world} if part == "world" else {})}
         if done.returncode or not result.exists():
             print(done.stdout[-3000:], file=sys.stderr)
-            return {**row, "error": (done.stdout.strip().splitlines() or ["no output"])[-1][:300], "seconds": cold}
+            return {**row, "error": f"exit {done.returncode}: {(done.stdout.strip().splitlines() or ['no output'])[-1][:300]}", "seconds": cold}
         return {**row, **json.loads(result.read_text()), "cold_s": cold}
 
 
