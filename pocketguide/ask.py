@@ -288,7 +288,7 @@ def best_run(root: str | Path | None = None, suite: str = "fixed200_v1") -> Run:
     return max(there, key=lambda r: (r.metrics(suite)["finetuned"]["schema_valid_rate"], r.run_id))
 
 # %% ../nbs/19_ask.ipynb #answer
-SURE = 0.8  # a form that is recognised with less is worth a word to the user
+SURE = 0.9  # a form that is recognised with less is worth a word to the user
 
 
 @dataclass
