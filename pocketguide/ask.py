@@ -288,7 +288,7 @@ def best_run(root: str | Path | None = None, suite: str = "fixed200_v1") -> Run:
     return max(there, key=lambda r: (r.metrics(suite)["finetuned"]["schema_valid_rate"], r.run_id))
 
 # %% ../nbs/19_ask.ipynb #answer
-SURE = 0.8  # a form that is recognised with less is worth a word to the user
+SURE = 0.9  # a form that is recognised with less is worth a word to the user
 
 
 @dataclass
@@ -418,9 +418,8 @@ class GgufModel:
     def forms(self, prompt: list[int]) -> dict[str, float | None]:
         "As in `TorchModel`, where the engine tells logits; else the one form that llama.cpp writes, without a probability, or none."
         if hasattr(self.engine, "first_logits"):
-            import torch
-            firsts = [self.tokenizer(kind, add_special_tokens=False)["input_ids"][0] for kind in PAYLOAD_TYPES]
-            return dict(zip(PAYLOAD_TYPES, torch.tensor(self.engine.first_logits([prompt], firsts)[0]).softmax(-1).tolist()))
+            from pocketguide.generate import choose
+            return dict(zip(PAYLOAD_TYPES, choose(self.engine, [prompt], PAYLOAD_TYPES)[0]))
         said = takewhile(lambda t: t != self.tokenizer.eos_token_id, self.llama.generate(prompt, temp=0.0, repeat_penalty=1.0))
         word = self.tokenizer.decode(list(islice(said, 16))).strip()
         return {kind: None for kind in PAYLOAD_TYPES if word.startswith(kind)}
