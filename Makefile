@@ -33,8 +33,8 @@ demo: base ## evaluate base, v4 and v5 on the 20 prompts here, plot the trend
 test: base ## run every test: notebooks, commands, wheel
 	@$(BIN)/python tests/run_all.py
 
-notebooks: setup ## execute all notebooks in order and keep their outputs
-	@cd nbs && ../$(BIN)/jupyter nbconvert --to notebook --execute --inplace --log-level WARN [0-9]*.ipynb
+notebooks: setup ## execute all notebooks in order, the long cells too, and keep their outputs
+	@cd nbs && POCKETGUIDE_LONG=1 ../$(BIN)/jupyter nbconvert --to notebook --execute --inplace --log-level WARN [0-9]*.ipynb
 	@$(BIN)/nbdev_clean && $(BIN)/nbdev_export
 
 report: setup ## redraw eval/report (tables and plots of the published runs)
@@ -43,8 +43,9 @@ report: setup ## redraw eval/report (tables and plots of the published runs)
 portfolio: setup ## build portfolio/index.html, the story on one page, from the published runs
 	@$(BIN)/python -m pocketguide.portfolio --html
 
-lab: setup ## open the notebooks in JupyterLab
-	@cd nbs && ../$(BIN)/jupyter lab
+lab: setup ## open the notebooks in JupyterLab, in order, with this project's kernel (make lab LAB=--no-browser)
+	@$(BIN)/python -m ipykernel install --sys-prefix --display-name PocketGuide >/dev/null 2>&1
+	@cd nbs && ../$(BIN)/jupyter lab $(LAB) 00_schema.ipynb
 
 clean: ## remove what was built here; published runs stay
 	@rm -rf $(VENV) build dist *.egg-info runs/demo

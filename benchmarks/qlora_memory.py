@@ -26,7 +26,8 @@ sys.path.insert(0, str(ROOT))
 
 from pocketguide.config import load_config  # noqa: E402
 from pocketguide.runs import git_commit, versions, write_json  # noqa: E402
-from pocketguide.train.train import IGNORE, Collator, add_adapter, logits_at  # noqa: E402
+from pocketguide.train.passes import IGNORE, Layout, target_loss  # noqa: E402
+from pocketguide.train.train import add_adapter  # noqa: E402
 
 CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")
@@ -66,13 +67,14 @@ def random_batch(vocab, batch, tokens, targets):
     rows = []
     for ids in torch.randint(vocab, (batch, tokens)):
         rows.append({"input_ids": ids, "labels": torch.cat([torch.full((tokens - targets,), IGNORE), ids[-targets:]])})
-    return {k: v.to(DEVICE) for k, v in Collator(0)(rows).items()}
+    (inputs,) = Layout(0, False, batch * tokens, batch).passes(rows)
+    return {k: v.to(DEVICE) for k, v in inputs.items()}
 
 
 def step(model, optimiser, inputs):
     "Forward, backward, update, as training does it."
-    with logits_at(model, inputs["at"]):
-        loss = model(**{k: v for k, v in inputs.items() if k != "at"}).loss
+    with target_loss(model):
+        loss = model(**inputs, labels=inputs["shift_labels"], num_items_in_batch=len(inputs["at"])).loss
     loss.backward()
     torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], 1.0)
     optimiser.step()

@@ -11,8 +11,10 @@ import argparse
 import dataclasses
 import difflib
 import functools
+import os
 import re
 import sys
+import time
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,6 +54,8 @@ def command(main):
         try:
             return main(argv)
         except UserError as e:
+            if os.environ.get("RANK", "0") != "0":  # ranks mostly fail alike: the first says it, and torchrun ends the others, unless the trouble is theirs alone
+                time.sleep(5)
             print(f"error: {' '.join(str(e).split())}", file=sys.stderr)
             sys.exit(2)
         except KeyboardInterrupt:
@@ -98,7 +102,8 @@ class TrainingConfig:
     max_steps: int = 0  # stop after so many optimiser steps; 0 = all epochs
     learning_rate: float = 1.5e-4  # peak
     effective_batch_size: int = 8  # examples per optimiser step
-    micro_batch_size: int = 8  # examples per forward pass; must divide effective_batch_size
+    micro_batch_size: int = 8  # examples per forward pass, at most; an optimiser step makes as many passes as it takes
+    micro_batch_tokens: int = 0  # tokens per forward pass, at most (a longer example has a pass to itself); 0 = what the device is fast with and has room for
     warmup_steps: int = 20
     lr_scheduler: str = "cosine"
     weight_decay: float = 0.0
@@ -119,6 +124,10 @@ class RuntimeConfig:
     quantization: str = "none"  # none, nf4, int8 (bitsandbytes)
     gradient_checkpointing: bool = False
     compile: bool = False  # compile the decoder layers for training: pays after a few hundred steps on a GPU
+    checkpoint_every: int = 1  # with gradient_checkpointing: one of so many layers is computed again, the others keep what they made
+    layout: str = "auto"  # packed (the examples of a pass lie end to end in one row: no padding), padded (a row each), auto (packed where it is known to work)
+    fused: bool = True  # layers that read the same input, with their adapters, as one product; not together with compile
+    capture: bool = False  # on a GPU: record a pass of each shape once, as a CUDA graph, and replay it: no launches
 
 
 @dataclass(frozen=True)
@@ -131,11 +140,6 @@ class Config:
     lora: LoraSettings = field(default_factory=LoraSettings)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
-
-    @property
-    def accumulation_steps(self) -> int:
-        "Forward passes per optimiser step."
-        return self.training.effective_batch_size // self.training.micro_batch_size
 
 # %% ../nbs/01_config.ipynb #coerce
 def _coerce(value, kind, where: str):
@@ -172,12 +176,14 @@ _CHOICES = {
     "runtime.device": ("auto", "cpu", "cuda"),
     "runtime.dtype": ("auto", "float32", "bfloat16", "float16"),
     "runtime.quantization": ("none", "nf4", "int8"),
+    "runtime.layout": ("auto", "packed", "padded"),
     "training.lr_scheduler": ("cosine", "linear", "constant", "constant_with_warmup"),
     "training.select_best": ("last", "loss", "schema_valid"),
 }
 _POSITIVE = ("data.max_seq_len", "lora.r", "lora.alpha", "training.num_epochs", "training.learning_rate", "training.effective_batch_size",
-             "training.micro_batch_size", "training.max_grad_norm", "training.select_rows", "training.select_tokens")
-_NOT_NEGATIVE = ("training.eval_rows", "training.patience")
+             "training.micro_batch_size", "training.max_grad_norm", "training.select_rows", "training.select_tokens",
+             "runtime.checkpoint_every")
+_NOT_NEGATIVE = ("training.eval_rows", "training.patience", "training.micro_batch_tokens")
 
 
 def _get(cfg: Config, key: str):
@@ -198,8 +204,8 @@ def _verify(cfg: Config, source: str) -> Config:
     if not 0 <= cfg.lora.dropout < 1:
         raise UserError(f"lora.dropout is {cfg.lora.dropout}", source, "it must be at least 0 and below 1")
     t = cfg.training
-    if t.effective_batch_size % t.micro_batch_size:
-        raise UserError(f"training.micro_batch_size {t.micro_batch_size} does not divide effective_batch_size {t.effective_batch_size}", source, "choose a divisor")
+    if cfg.runtime.capture and (cfg.runtime.gradient_checkpointing or cfg.runtime.quantization != "none"):
+        raise UserError("runtime.capture records neither gradient_checkpointing nor quantised weights", source, "leave one of them out")
     if t.patience and t.select_best == "last":
         raise UserError(f"training.patience is {t.patience}, but training.select_best last knows no improvement", source, "set training.select_best to schema_valid or loss")
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", cfg.name):

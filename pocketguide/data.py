@@ -362,6 +362,7 @@ class Built:
     suites: dict  # suite to rows
     manifest: dict
     sft: bool = True  # whether the training rows get files of their own
+    pack_above: int = Plan.pack_above  # bytes of a file that is packed
     forms: list = field(default_factory=list)  # questions that only teach the forms
 
     @property
@@ -387,7 +388,7 @@ def _sha(text: str) -> str:
 PLANS = {
     "v2": Plan("v2", {"train": 160, "val": 60, "test": 60}, {1: 0.5, 2: 0.3, 3: 0.14, 4: 0.06}, {"fixed20_v1": (20, "test"), "fixed200_v1": (200, "suite")}, nodes=7),
     "v3": Plan("v3", {"train": 8000, "val": 120, "test": 120}, {1: 0.27, 2: 0.26, 3: 0.2, 4: 0.11, 5: 0.06, 6: 0.03, 7: 0.04, 8: 0.01, 10: 0.02}, bank=("v2", "v3"), tellings=0.72, forms=8000, facts=True, unknown=0.06,
-               ordered_trees=True, resized_steps=True, fact_rate=2.0, shared=0.75, longest=3900, sft=False, hurried={"lower": 9, "upper": 2, "typos": 8, "bare": 6, "short": 5}),
+               ordered_trees=True, resized_steps=True, fact_rate=2.0, shared=0.75, longest=3900, sft=False, pack_above=200_000, hurried={"lower": 9, "upper": 2, "typos": 8, "bare": 6, "short": 5}),
 }
 
 # %% ../nbs/10_data.ipynb #build
@@ -405,7 +406,7 @@ def build(version: str = "v2", content: str | Path = "data/content", plan: Plan 
     for name, rows in apart.items():
         if found := leaks(splits.get("train", []), rows):
             raise UserError(f"{name} leaks into train: {found[0]['kind']}", f"{found[0]['suite']} and {found[0]['train']}", "reword the parts that both draw on")
-    built = Built(version, splits, suites, {}, plan.sft, without_leaks(draw_forms(builder), apart.values()))
+    built = Built(version, splits, suites, {}, plan.sft, plan.pack_above, without_leaks(draw_forms(builder), apart.values()))
     return replace(built, manifest=_manifest(built, builder, content))
 
 
@@ -430,7 +431,7 @@ def write(built: Built, out: str | Path = "data", suites: str | Path = "eval/sui
     for path, text in texts.items():
         write_text(path, text)
     for name, text in built.files.items():
-        write_packed(folder / name, text)
+        write_packed(folder / name, text, built.pack_above)
     write_json(folder / "manifest.json", built.manifest)
     return folder
 

@@ -25,8 +25,6 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from peft import PeftModel
-from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.cache_utils import Cache, CacheLayerMixin
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -65,8 +63,8 @@ class SlotLayer(CacheLayerMixin):
             n = key_states.shape[2]
             self.keys[s.filling, :, :n], self.values[s.filling, :, :n] = key_states, value_states
             return key_states, value_states
-        rows, at = s.rows[: s.width], s.lengths[: s.width]
-        self.keys[rows, :, at], self.values[rows, :, at] = key_states[:, :, 0], value_states[:, :, 0]  # (b, h, d)
+        rows, at = s.line or (s.rows[: s.width], s.lengths[: s.width])
+        self.keys[rows, :, at], self.values[rows, :, at] = (x.transpose(1, 2).flatten(0, 1) for x in (key_states, value_states))  # (tokens, h, d), of (b, h, 1, d) or (1, h, tokens, d)
         return self.keys[: s.width, :, : s.window], self.values[: s.width, :, : s.window]
 
     def get_seq_length(self) -> int:
@@ -87,6 +85,7 @@ class Slots(Cache):
         self.width, self.window = size, 1  # rows and positions that a decode step works on
         self.prefix = 0  # positions at the start that all rows have in common
         self.filling: torch.Tensor | None = None  # slots being prefilled, else None
+        self.line: tuple[torch.Tensor, torch.Tensor] | None = None  # rows and positions of the tokens of a step that has several of some rows, else None
         def zeros(*shape):
             return torch.zeros(shape, dtype=torch.long, device=device)
         self.rows, self.positions = torch.arange(size, device=device), torch.arange(capacity, device=device)
@@ -117,14 +116,29 @@ class Slots(Cache):
 ATTENTION = "pocketguide_slots"
 
 
-def slot_attention(module, query, key, value, attention_mask, scaling=None, **kwargs):
+def slot_attention(module, query, key, value, attention_mask, scaling=None, spans=None, **kwargs):
     "SDPA for slots: query (b, heads, q, d), key and value (b, kv heads, L, d) -> (b, q, heads, d). Grouped heads share one read of the cache."
     b, heads, q, d = query.shape
+    if spans:
+        return _line_attention(query, key, value, attention_mask, scaling, spans), None
     if q > 1 or attention_mask is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     grouped = query.reshape(b, key.shape[1], heads // key.shape[1], d)
     out = F.scaled_dot_product_attention(grouped, key, value, attn_mask=attention_mask, scale=scaling)  # (b, kv, group, d)
     return out.reshape(b, 1, heads, d), None
+
+
+def _line_attention(query, key, value, mask, scaling, spans):
+    """The same for tokens in one line: query (1, heads, tokens, d), mask (tokens, 1, 1, L) -> (1, tokens, heads, d). First the last token of every row; then, where a row has more,
+    those before it: `spans` are their (row, start, stop). So nothing is padded and no slot is copied."""
+    b, heads, d = len(key), query.shape[1], query.shape[3]
+    parts = [slot_attention(None, query[:, :, :b].transpose(0, 2), key, value, mask[:b], scaling)[0].transpose(0, 1)]
+    for row, start, stop in spans:
+        grouped = query[:, :, start:stop].reshape(1, key.shape[1], -1, d)  # (1, kv, group * k, d)
+        seen = mask[start:stop].transpose(0, 2).repeat(1, 1, heads // key.shape[1], 1)  # (1, 1, group * k, L): with fewer dimensions the fused kernel is not taken
+        out = F.scaled_dot_product_attention(grouped, key[row : row + 1], value[row : row + 1], attn_mask=seen, scale=scaling)
+        parts.append(out.view(1, heads, -1, d).transpose(1, 2))
+    return torch.cat(parts, 1)
 
 
 AttentionInterface.register(ATTENTION, slot_attention)
@@ -170,7 +184,7 @@ class JointLinear:
 @contextlib.contextmanager
 def fewer_kernels(model):
     "`model` with one kernel a norm and joint products, where its modules are of the usual kind; as it was afterwards."
-    norms = [m for m in model.modules() if type(m).__name__.endswith("RMSNorm") and hasattr(m, "variance_epsilon")]
+    norms = [m for m in model.modules() if type(m).__name__.endswith("RMSNorm") and hasattr(m, "variance_epsilon") and "forward" not in vars(m)]
     groups = [[getattr(m, n, None) for n in names] for m in model.modules() for names in (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))]
     joint = []
     try:
@@ -328,6 +342,17 @@ class Rein:
         self.listen()
         self.bits.copy_(self.masks.fill(), non_blocking=True)
 
+    def run_ahead(self) -> list[int]:
+        "Write what the grammar forces after each row's last token; how many tokens of each row no pass has seen then. The last token of an answer is left to a choice."
+        self.listen()
+        s, unseen = self.slots, [1] * self.slots.width
+        for i, made in enumerate(s.made[: s.width].tolist()):
+            if not self.over[i] and (tokens := self.masks.run_ahead(i, s.max_new_tokens - made - 1)):
+                s.out[i, made : made + len(tokens)] = torch.tensor(tokens, device=s.out.device)
+                s.made[i] += len(tokens)
+                unseen[i] += len(tokens)
+        return unseen
+
     def choose(self, rows: torch.Tensor, logits: torch.Tensor, first: torch.Tensor) -> torch.Tensor:
         "The likeliest tokens that the grammar allows `rows` (b,) to write, where the model's `first` choice (b,) may be another."
         allowed = apply_mask(logits, self.bits[rows]).argmax(-1)
@@ -341,13 +366,14 @@ class Rein:
         self.masks.stop(source)
         self.over[source] = True
 
-
+# %% ../nbs/13_generate.ipynb #decoder
 class Decoder:
     "A model over slots: `prefill` puts prompts into them, `advance` makes the next tokens of all rows."
 
-    def __init__(self, model, slots: Slots, steps: int, capture: bool, grammar: Grammar | None = None):
+    def __init__(self, model, slots: Slots, steps: int, capture: bool, grammar: Grammar | None = None, ahead: bool = False):
         self.model, self.slots, self.steps, self.capture = model, slots, steps, capture
         self.rein = Rein(slots, grammar) if grammar else None
+        self.ahead = ahead and not capture  # a captured step has one token a row
         self.graphs: dict[int, list[torch.cuda.CUDAGraph]] = {}  # window: the captured step, whole or in its two halves
 
     def share(self, prefix: list[int]) -> None:
@@ -394,6 +420,30 @@ class Decoder:
         mask = (s.positions[: s.window] <= s.lengths[:b, None])[:, None, None]  # (b, 1, 1, window): a row sees its own tokens
         self.logits = self.model(input_ids=s.tokens[:b, None], attention_mask=mask, position_ids=s.lengths[:b, None], past_key_values=s, use_cache=True).logits[:, -1]
 
+    def _forward_ahead(self) -> None:
+        "The first half of a step that sees all that no pass has seen: of each row the last choice and what the grammar then forces. Counts where the model would have chosen otherwise."
+        s, b, unseen = self.slots, self.slots.width, self.rein.run_ahead()
+        s.window = max(length + n for length, n in zip(s.lengths.tolist(), unseen))
+        if max(unseen) == 1:
+            return self._forward()
+        line, spans = [(row, 0) for row in range(b)], []  # of each token: its row, and how many of the row stand after it; the rows' last tokens first
+        for row, n in enumerate(unseen):
+            if n > 1:
+                spans.append((row, len(line), len(line) + n - 1))
+                line += [(row, after) for after in range(n - 1, 0, -1)]
+        rows, after = torch.tensor(line, device=s.rows.device).T  # (tokens,)
+        more = torch.tensor(unseen, device=rows.device) - 1  # (b,)
+        at, place = s.lengths[rows] + more[rows] - after, s.made[rows] - 1 - after  # in the slots, in the output
+        mask = (s.positions[: s.window] <= at[:, None])[:, None, None]  # (tokens, 1, 1, window)
+        s.line = rows, at
+        try:
+            logits = self.model(input_ids=s.out[rows, place][None], attention_mask=mask, position_ids=at[None], past_key_values=s, use_cache=True, spans=spans).logits[0]  # (tokens, vocab)
+        finally:
+            s.line = None
+        s.held.index_add_(0, rows[b:], (logits[b:].argmax(-1) != s.out[rows[b:], place[b:] + 1]).long())
+        s.lengths[:b] += more
+        self.logits = logits[:b]
+
     def _settle(self) -> None:
         "The second half: choice and state."
         s, b = self.slots, self.slots.width
@@ -405,17 +455,20 @@ class Decoder:
         self._settle()
 
     def step(self, halves: list | None = None) -> None:
-        "One token for each of the first `slots.width` rows, eagerly, or by `halves` (or the whole) as captured. Tensors only; between the halves the grammar is heeded."
+        "A token for each of the first `slots.width` rows, and with `ahead` those forced before it; eagerly, or by `halves` (or the whole) as captured. Between the halves the grammar is heeded."
         if not self.rein:
             halves[0].replay() if halves else self._whole()
             return
-        halves[0].replay() if halves else self._forward()
+        if self.ahead:
+            self._forward_ahead()
+        else:
+            halves[0].replay() if halves else self._forward()
         self.rein.heed()
         halves[1].replay() if halves else self._settle()
         self.rein.tell(list(range(self.slots.width)))
 
     def advance(self, longest: int) -> None:
-        "`steps` tokens for every row, the longest of which sees `longest` positions in the first of them."
+        "`steps` steps, a token or more for every row, the longest of which sees `longest` positions in the first of them."
         s = self.slots
         if not self.capture:
             for k in range(self.steps):
@@ -446,7 +499,8 @@ class Engine:
     "Greedy batched decoding of one model. `generate` may be called as often as wanted; weights are never changed here."
 
     def __init__(self, model, tokenizer, batch_size: int | str = 8, max_new_tokens: int = 1024, stop_on_json: bool = True, capture: bool | None = None, steps: int | None = None,
-                 grammar: Grammar | None = None):  # what every answer must fit; it must know the model's vocabulary size and its ends of turn
+                 grammar: Grammar | None = None,  # what every answer must fit; it must know the model's vocabulary size and its ends of turn
+                 ahead: bool | None = None):  # write what the grammar forces without a pass for each token; None: where steps are not captured and the device is a CPU
         check_supported(model)
         self.grammar = grammar
         self.model, self.tokenizer, self.device = model, tokenizer, model.device
@@ -456,6 +510,7 @@ class Engine:
         self.capture = cuda and not getattr(model, "is_quantized", False) if capture is None else capture  # bitsandbytes' kernels cannot be captured
         self.steps = steps or (16 if cuda else 1)  # steps between two looks: a look costs a synchronisation
         self.refill = 4 if cuda else 10**9  # free slots are filled once they are a 1/refill of the batch: a prefill costs launches on a GPU, only arithmetic on a CPU
+        self.ahead = not cuda if ahead is None else ahead
         self._pieces: dict[int, str] = {}
 
     def text(self, completion: Completion) -> str:
@@ -564,7 +619,7 @@ def _decode_all(engine: Engine, prompts: list[list[int]], waiting: deque, at_wor
     "Decode until nothing waits and nothing is at work; `waiting` and `at_work` say at any time what is not answered yet."
     size = len(at_work)
     slots = Slots(engine.model.config.num_hidden_layers, size, engine.capacity(prompts), engine.max_new_tokens, engine.ends, engine.device)
-    decoder = Decoder(engine.model, slots, engine.steps, engine.capture, engine.grammar)
+    decoder = Decoder(engine.model, slots, engine.steps, engine.capture, engine.grammar, engine.ahead)
     with _attention(engine.model):
         decoder.share(common_prefix(prompts))
     while waiting or any(at_work):
@@ -631,8 +686,9 @@ def _compact(decoder: Decoder, at_work: list[_Row | None]) -> None:
     slots.width = max(1, left)
 
 # %% ../nbs/13_generate.ipynb #load-adapter
-def load_adapter(model, folder: str | Path) -> PeftModel:
-    "The adapter of a run over `model`. `UserError` if it does not fit."
+def load_adapter(model, folder: str | Path):
+    "The adapter of a run over `model`, a `PeftModel`. `UserError` if it does not fit."
+    from peft import PeftModel  # only here: its import takes longer than that of the model
     try:
         return PeftModel.from_pretrained(model, str(folder))
     except (RuntimeError, ValueError, OSError) as e:
@@ -642,6 +698,7 @@ def load_adapter(model, folder: str | Path) -> PeftModel:
 @contextlib.contextmanager
 def merged(model, folder: str | Path):
     "Yields `model` with the adapter in `folder` merged; restores the weights exactly. Quantised weights are not touched: those yield the unmerged adapter."
+    from peft.tuners.tuners_utils import BaseTunerLayer
     peft = load_adapter(model, folder)
     layers = [m for m in peft.modules() if isinstance(m, BaseTunerLayer)]
     if any(not m.get_base_layer().weight.is_floating_point() for m in layers):

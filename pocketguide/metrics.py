@@ -97,12 +97,12 @@ def _envelope_gaps(missing: list[str]) -> set[str]:
     return {f"$.{key}" for key in load_schema("envelope")["required"]} & set(missing)
 
 
-def summarise(rows: list[dict]) -> dict:
-    "n, every rate of `RATES` with count and Wilson bounds, mean latency and tokens, and the category counts of sample rows."
+def summarise(rows: list[dict], rates: dict = RATES) -> dict:
+    "n, every rate with count and Wilson bounds, mean latency and tokens, and the category counts of sample rows."
     n = len(rows)
     if not n:
         raise UserError("there are no sample rows to summarise", "metrics", "evaluate the suite first")
-    counts = {name: sum(map(bool, map(of, rows))) for name, of in RATES.items()}
+    counts = {name: sum(map(bool, map(of, rows))) for name, of in rates.items()}
     categories = Counter(r["category"] for r in rows)
     known = {c: categories[c] for c in CATEGORIES if categories[c]}
     return {
@@ -120,13 +120,14 @@ def compare(
     base: list[dict],  # sample rows of the base model
     finetuned: list[dict],  # of the fine-tuned one, same prompts, same order
     generation: dict,  # how they were made: dtype, batch size, max_new_tokens, device, wall_s ...
+    rates: dict = RATES,  # what is counted of a row
 ) -> dict:
     "The content of `comparison_metrics.json`: both sides, the difference of every rate, and McNemar's exact test on each."
     if [r["prompt_id"] for r in base] != [r["prompt_id"] for r in finetuned]:
         raise UserError("base and fine-tuned rows answer different prompts", "metrics", "evaluate both on the same suite")
-    a, b = summarise(base), summarise(finetuned)
-    tests = {name: paired([bool(of(r)) for r in base], [bool(of(r)) for r in finetuned]) for name, of in RATES.items()}
-    delta = {name: b[name] - a[name] for name in RATES} | {"mcnemar": tests}
+    a, b = summarise(base, rates), summarise(finetuned, rates)
+    tests = {name: paired([bool(of(r)) for r in base], [bool(of(r)) for r in finetuned]) for name, of in rates.items()}
+    delta = {name: b[name] - a[name] for name in rates} | {"mcnemar": tests}
     return {"num_prompts": len(base), "schema_hash": schema_hash(), "base": a, "finetuned": b, "delta": delta, "generation": generation}
 
 # %% ../nbs/11_metrics.ipynb #rate-text

@@ -231,6 +231,7 @@ class Plan:
     shared: float = 0.5  # of the sentences of an answer, at most, with any other answer
     longest: int = 3200  # characters of a target, about 800 tokens
     sft: bool = True  # whether training rows are written out beside the records that they follow from
+    pack_above: int = 1_000_000  # bytes of a file that is packed
     forms: int = 0  # questions without an answer, which only teach the forms
     any_subject: float = 0.4  # share of those that are about something of which the bank has no entry
     hurried: dict = field(default_factory=lambda: HURRIED)  # kinds of careless typing to their weights

@@ -6,7 +6,7 @@
 __all__ = ['PAYLOAD_TYPES', 'FORMS', 'MAX_DEPTH', 'CATEGORIES', 'load_schema', 'schema_hash', 'validator', 'outline',
            'contract_prompt', 'form_prompt', 'form_line', 'ParseProblem', 'parse_strict', 'parse_lenient', 'Problem',
            'Verdict', 'repeats', 'type_name', 'json_path', 'strings', 'names_place', 'semantic_problems', 'check',
-           'in_order', 'serialize']
+           'in_order', 'serialize', 'schema_prompt', 'unresolved', 'any_validator', 'check_any']
 
 # %% ../nbs/00_schema.ipynb #ebcac7f1
 import hashlib
@@ -17,8 +17,6 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
 from itertools import islice
-
-from jsonschema import Draft202012Validator
 
 # %% ../nbs/00_schema.ipynb #load-schema
 PAYLOAD_TYPES = ("itinerary", "checklist", "decision_tree", "procedure")
@@ -43,8 +41,9 @@ def schema_hash() -> str:
 
 
 @cache
-def validator(name: str) -> Draft202012Validator:
-    "A compiled validator of the schema `name`."
+def validator(name: str):
+    "A compiled validator (`jsonschema.Draft202012Validator`) of the schema `name`."
+    from jsonschema import Draft202012Validator  # only here: it takes a second, and whoever reads schemas or prompts needs none of it
     schema = load_schema(name)
     Draft202012Validator.check_schema(schema)
     return Draft202012Validator(schema)
@@ -281,13 +280,14 @@ def _explain(error) -> list[tuple[str, tuple, str]]:
         key = next(k for k in error.validator_value if k not in value and f"'{k}'" in error.message)
         return [("required", (*path, key), f"required property {key!r} is missing")]
     if error.validator == "additionalProperties":
-        extra = [k for k in value if k not in error.schema["properties"]]
+        known, patterns = error.schema.get("properties", {}), error.schema.get("patternProperties", {})
+        extra = [k for k in value if k not in known and not any(re.search(p, k) for p in patterns)]
         return [("additionalProperties", (*path, k[:80]), f"property {k[:80]!r} is not in the contract") for k in extra]
     if error.validator == "type":
         said = f"expected {error.validator_value}, got {type_name(value)}"
     elif error.validator == "enum":
         said = f"expected one of {', '.join(map(str, error.validator_value))}, got {_shown(value)}"
-    elif error.validator in ("minItems", "minLength"):
+    elif error.validator in ("minItems", "minLength") and error.validator_value == 1:
         said = "must not be empty"
     else:
         said = f"{_shown(value)} breaks {error.validator} {error.validator_value}"
@@ -498,6 +498,78 @@ def serialize(response: dict) -> str:
     envelope = in_order(response, load_schema("envelope"))
     payload = in_order(response["payload"], load_schema(response["payload_type"]), "$.payload")
     return json.dumps({**envelope, "payload": payload}, ensure_ascii=False, separators=(",", ":"))
+
+# %% ../nbs/00_schema.ipynb #schema-prompt
+_PLAIN = {"$schema", "$id", "title", "description", "type", "properties", "required", "items", "enum", "additionalProperties", "default", "examples",
+          "minItems", "maxItems", "minLength", "maxLength", "minimum", "maximum"}  # bounds are not in an outline: a small model does not count, and the check does
+
+
+def _outlined(schema: object) -> bool:
+    "Whether `outline` says all that matters of a schema."
+    if not isinstance(schema, dict) or set(schema) - _PLAIN or isinstance(schema.get("type"), list) or (schema.get("type") == "array" and "items" not in schema):
+        return False
+    return all(map(_outlined, [*schema.get("properties", {}).values(), *([schema["items"]] if "items" in schema else [])]))
+
+
+def schema_prompt(schema: dict) -> str:
+    "The system prompt of any schema: its title and description, its shape, and what its fields are."
+    shape = outline(schema) if _outlined(schema) and schema.get("properties") else json.dumps(schema, ensure_ascii=False, separators=(",", ":"))
+    about = ": ".join(str(schema[k]).strip().rstrip(".:") for k in ("title", "description") if schema.get(k))
+    fields = [f"{k}: {v['description']}" for k, v in schema.get("properties", {}).items() if isinstance(v, dict) and v.get("description")] if shape[:2] != '{"' else []
+    return "\n".join(["Answer with one compact JSON object and nothing else:", *([about] if about else []), shape, *fields])
+
+# %% ../nbs/00_schema.ipynb #any-validator
+def unresolved(schema: dict) -> str | None:
+    "The first reference that leads to nothing in the schema, None if there is none. Nothing is fetched."
+    from jsonschema_specifications import REGISTRY
+    from referencing.exceptions import Unresolvable
+    from referencing.jsonschema import DRAFT202012
+    root = DRAFT202012.create_resource(schema)
+    todo = [(root, REGISTRY.resolver_with_root(root))]
+    while todo:
+        here, resolver = todo.pop()
+        for key in ("$ref", "$dynamicRef"):
+            if isinstance(here.contents, dict) and isinstance(ref := here.contents.get(key), str):
+                try:
+                    resolver.lookup(ref)
+                except Unresolvable:
+                    return ref
+        todo += [(sub, resolver.in_subresource(sub)) for sub in here.subresources()]
+    return None
+
+
+def any_validator(schema: dict):
+    "A compiled validator of any JSON Schema, by the draft that it names (2020-12 where it names none). `LookupError` for a reference that leads out of it; nothing is fetched."
+    from jsonschema import Draft202012Validator
+    from jsonschema.validators import validator_for
+    from jsonschema_specifications import REGISTRY
+    if ref := unresolved(schema):
+        raise LookupError(ref)
+    return validator_for(schema, default=Draft202012Validator)(schema, registry=REGISTRY)
+
+# %% ../nbs/00_schema.ipynb #check-any
+def check_any(
+    text: str,  # the whole completion as it came
+    valid,  # as `any_validator` gives it
+    finish_reason: str | None = None,  # "length" if the token limit ended the answer
+) -> Verdict:
+    "Judge one answer by a schema of one's own: does it parse, does it fit, and if not, at which path. Never raises on any `text`."
+    try:
+        value = parse_strict(text)
+    except ParseProblem as error:
+        lenient = parse_lenient(text)
+        fits = lenient is not None and not _any_problems(lenient, valid)
+        return Verdict((problem := _text_problem(text, error, lenient, finish_reason)).category, False, lenient is not None, False, fits, problems=(problem,))
+    problems = _any_problems(value, valid)
+    return Verdict("schema" if problems else "ok", True, True, not problems, not problems, not problems, type_name(value), problems, value)
+
+
+def _any_problems(value: object, valid) -> tuple[Problem, ...]:
+    "What is wrong with a parsed value, in the order of the schema."
+    try:
+        return tuple(Problem("schema", code, json_path(path), message) for error in islice(valid.iter_errors(value), _MOST_PROBLEMS) for code, path, message in _explain(error))
+    except RecursionError:
+        return (Problem("schema", "recursion", "$", "nested too deep to be checked"),)
 
 # %% ../nbs/00_schema.ipynb #b9cf30a0
 #| eval: false

@@ -3,8 +3,8 @@
     python tests/portfolio_page.py                          # builds the page into a temporary folder first
     python tests/portfolio_page.py portfolio/index.html     # checks a page that is there; --shots FOLDER keeps pictures
 
-Checked: the window does not scroll sideways, every image is there and has words in its place, the console is silent, nothing is loaded, links lead somewhere, the first Tab
-reaches the skip link, text stands out from its background (WCAG AA), the file is under 3 MB. Says that it was skipped, and exits 0, where there is no Chromium.
+Checked: the window does not scroll sideways, every image is there and has words in its place, the console is silent, nothing is loaded, links lead somewhere, Tab reaches the skip
+link first and then everything that can be used, with a visible frame, Enter opens what is folded, text stands out from its background (WCAG AA), the file is under 3 MB. Says that it was skipped, and exits 0, where there is no Chromium.
 """
 import argparse
 import base64
@@ -81,6 +81,30 @@ class Browser:
             self.process.kill()
 
 
+USED = """[...document.querySelectorAll("a[href], summary, [tabindex='0']")].filter(e => (e.offsetParent || e.className === "skip") && (e.tagName === "SUMMARY" || !e.closest("details:not([open])")))"""
+
+
+def press(browser: Browser, key: str, code: int, text: str = "") -> None:
+    browser.call("Input.dispatchKeyEvent", type="keyDown", key=key, code=key, windowsVirtualKeyCode=code, **({"text": text} if text else {}))
+    browser.call("Input.dispatchKeyEvent", type="keyUp", key=key, code=key, windowsVirtualKeyCode=code)
+
+
+def walk(browser: Browser) -> dict:
+    "What is wrong when the page is used with the keyboard alone."
+    n, first, frameless = browser.value(f"{USED}.length"), None, []
+    for _ in range(n):
+        press(browser, "Tab", 9)
+        at = browser.value("(e => { e.dataset.met = 1; const s = getComputedStyle(e); return [e.getAttribute('href') || '', e.tagName + ': ' + e.textContent.trim().slice(0, 40), s.outlineStyle !== 'none' && parseFloat(s.outlineWidth) > 0]; })(document.activeElement)")
+        first = at[0] if first is None else first
+        frameless += [] if at[2] else [at[1]]
+    missed = browser.value(f"{USED}.filter(e => !e.dataset.met).map(e => e.tagName + ': ' + e.textContent.trim().slice(0, 40))")
+    browser.value("document.querySelector('summary') && document.querySelector('summary').focus()")
+    press(browser, "Enter", 13, "\r")
+    opened = browser.value("!document.querySelector('summary') || document.querySelector('details').open")
+    browser.value("document.querySelectorAll('details').forEach(d => d.open = false)")
+    return {"first Tab is not the skip link": first != "#main" and str(first), "Tab does not reach": missed[:3], "no frame around what has the focus": frameless[:3], "Enter does not open what is folded": not opened}
+
+
 def look(browser: Browser, page: Path, width: int, scheme: str, shots: Path | None) -> list[str]:
     "What is wrong with the page in a window of this width and this colour scheme."
     browser.call("Emulation.setDeviceMetricsOverride", width=width, height=844, deviceScaleFactor=1, mobile=width < 600)
@@ -91,9 +115,7 @@ def look(browser: Browser, page: Path, width: int, scheme: str, shots: Path | No
     browser.value("document.querySelectorAll('details').forEach(d => d.open = true)")
     seen = browser.value(LOOK)
     browser.value("document.querySelectorAll('details').forEach(d => d.open = false)")
-    for kind in ("keyDown", "keyUp"):
-        browser.call("Input.dispatchKeyEvent", type=kind, key="Tab", code="Tab", windowsVirtualKeyCode=9)
-    first = browser.value("document.activeElement.getAttribute('href')")
+    keys = walk(browser)
     time.sleep(0.3)
     browser.value("0")
     if shots:
@@ -107,7 +129,7 @@ def look(browser: Browser, page: Path, width: int, scheme: str, shots: Path | No
     print(f"{width:5} px, {scheme:5}: {seen['images']} images, {seen['nav']} links in the list, {seen['height']} px high, smallest letters {seen['smallest']:.1f} px")
     wrong = {"scrolls sideways": seen["scroll"] > width or seen["wide"], "images missing": seen["missing"], "no images": not seen["images"], "images without words": seen["wordless"], "links that lead nowhere": seen["dead"],
              "no list of contents": not seen["nav"], "boxes that scroll and no key reaches": seen["unreachable"], "headings out of order": not seen["order"] or seen["h1"] != 1, "no language or title": not (seen["lang"] and seen["title"]),
-             "faint text": seen["faint"], "letters under 11 px": seen["smallest"] < 11 and seen["smallest"], "first Tab is not the skip link": first != "#main" and str(first), "console": said, "loaded": loaded}
+             "faint text": seen["faint"], "letters under 11 px": seen["smallest"] < 11 and seen["smallest"], **keys, "console": said, "loaded": loaded}
     return [f"{width} px, {scheme}: {what}: {value}" for what, value in wrong.items() if value]
 
 

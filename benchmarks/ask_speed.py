@@ -1,0 +1,67 @@
+"""How long a traveller waits for the first token of an answer.
+
+    python benchmarks/ask_speed.py                     # the best published run, ten hand-written questions
+
+Writes benchmarks/results/ask_speed_<cuda|cpu>.json: seconds from a question to its first token with the model loaded (the first question, which also reads the tables of places, apart), and seconds of a
+whole `python -m pocketguide.ask --max_new_tokens 1`, from the start of its process to its end, which comes right after the first token. The base model must be in the cache.
+"""
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from pocketguide.ask import Guide, NoValidAnswer  # noqa: E402
+from pocketguide.runs import git_commit, read_jsonl, versions, write_json  # noqa: E402
+
+
+def whole_command(question: str, run: Path) -> float:
+    began = time.perf_counter()
+    done = subprocess.run([sys.executable, "-m", "pocketguide.ask", "--max_new_tokens", "1", "--run_dir", run, question], cwd=ROOT, capture_output=True, text=True)
+    if done.returncode != 3:  # one token is no valid answer
+        raise RuntimeError(f"exit {done.returncode}: {done.stderr[-500:]}")
+    return time.perf_counter() - began
+
+
+def first_token(guide: Guide, question: str) -> float:
+    try:
+        guide.ask(question)
+    except NoValidAnswer:
+        pass
+    return guide.last.first_token_s
+
+
+def summary(seconds: list[float]) -> dict:
+    return {"n": len(seconds), "median": round(statistics.median(seconds), 2), "least": round(min(seconds), 2), "most": round(max(seconds), 2), "all": [round(s, 3) for s in seconds]}
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    p.add_argument("--run_dir", help="a run directory; the best published run if left out")
+    p.add_argument("--questions", type=int, default=10, help="how many, evenly spaced in natural40_v1")
+    p.add_argument("--commands", type=int, default=3, help="how many of them are asked by a command of their own too")
+    a = p.parse_args()
+    import torch
+    suite = read_jsonl(ROOT / "eval/suites/natural40_v1.jsonl")
+    questions = [suite[i * len(suite) // a.questions]["prompt"] for i in range(a.questions)]
+    busy = os.getloadavg()[0]
+    began = time.perf_counter()
+    guide = Guide(a.run_dir, max_new_tokens=1)
+    loaded = time.perf_counter() - began
+    device = guide.model.engine.device.type
+    waits = [first_token(guide, q) for q in questions]
+    commands = [whole_command(q, guide.run.path) for q in questions[: a.commands]]
+    write_json(ROOT / f"benchmarks/results/ask_speed_{device}.json", {
+        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu", "threads": torch.get_num_threads(), "cores": os.cpu_count(), "dtype": str(guide.model.engine.model.dtype).removeprefix("torch."),
+        "run": guide.run.run_id, "shown": str(guide.shown), "constrained": guide.model.constrained, "load_s": round(loaded, 2), "first_question_s": round(waits[0], 2), "first_token_s": summary(waits[1:]),
+        "command_s": summary(commands), "load_average_before": round(busy, 1), "git_commit": git_commit(), "versions": versions()})
+    print(f"model loaded in {loaded:.1f} s; first question {waits[0]:.2f} s, the others {statistics.median(waits[1:]):.2f} s (median of {len(waits) - 1}); whole command to the first token {statistics.median(commands):.1f} s (median of {len(commands)})")
+
+
+if __name__ == "__main__":
+    main()
