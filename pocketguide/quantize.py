@@ -117,7 +117,7 @@ def whole(path: Path):
             shutil.rmtree(path)
         os.replace(part, path)
     except (OSError, SafetensorError) as e:
-        raise UserError("cannot write", path, getattr(e, "strerror", None) or str(e)) from None
+        raise UserError("cannot write", path, getattr(e, "strerror", None) or f"{e}; check that the disk is not full") from None  # NumPy and safetensors have words of their own
     finally:
         _remove(part)
 
@@ -613,7 +613,7 @@ def own_completions(job: Job, rows: dict[str, list[dict]]) -> list[tuple[list[in
     asked = [(a, r) for u in job.suites for a, r in zip(u.rows, rows[u.name]) if r["raw_text_output"]]
     n = min(job.how.kl_prompts, len(asked))
     chosen = [asked[i * len(asked) // n] for i in range(n)]
-    pairs = [(encode_chat(job.tokenizer, chat_of(a["prompt"], job.shown.facts, r.get("form", "")), r["raw_text_output"]), r["finish_reason"]) for a, r in chosen]
+    pairs = [(encode_chat(job.tokenizer, job.shown.chat(a["prompt"], r.get("form", "")), r["raw_text_output"]), r["finish_reason"]) for a, r in chosen]
     return [(prompt, ids if reason == "eos" else ids[:-1]) for (prompt, ids), reason in pairs]
 
 # %% ../nbs/18_quantize.ipynb #rates
@@ -670,7 +670,7 @@ def respond(job: Job, fmt: Format, name: str, engine, yardstick: dict[str, list[
               "versions": {**versions(), "gguf": _version("gguf")}, "commit": git_commit()}
     if name != "llama_cpp":
         return rows, {**common, "dtype": str(job.dtype).removeprefix("torch."), "captured": engine.capture, "resident_mb": weight_mb(engine.model), "unpacked": fmt.kind not in ("bnb",)}
-    chats = [chat_of(a["prompt"], job.shown.facts, r.get("form", "")) for u in job.suites for a, r in zip(u.rows, rows[u.name])]
+    chats = [job.shown.chat(a["prompt"], r.get("form", "")) for u in job.suites for a, r in zip(u.rows, rows[u.name])]
     same = sum(engine.prompt_tokens(c) == encode_chat(job.tokenizer, c)[0] for c in chats)
     common["versions"]["llama_cpp_python"] = _version("llama-cpp-python")
     return rows, {**common, "resident_mb": resident, "unpacked": False, "same_prompt_tokens": [same, len(chats)]}
@@ -679,7 +679,7 @@ def respond(job: Job, fmt: Format, name: str, engine, yardstick: dict[str, list[
 def spread(job: Job, n: int = 3) -> list[list[int]]:
     "Evenly spaced prompts of the suites, as token ids, without a form."
     asked = [r["prompt"] for u in job.suites for r in u.rows]
-    return [encode_chat(job.tokenizer, chat_of(asked[i * len(asked) // n], job.shown.facts))[0] for i in range(min(n, len(asked)))]
+    return [encode_chat(job.tokenizer, job.shown.chat(asked[i * len(asked) // n]))[0] for i in range(min(n, len(asked)))]
 
 
 def record(job: Job, fmt: Format, name: str, exported: dict, rows: dict[str, list[dict]], yardstick: dict[str, list[dict]], more: dict) -> None:
