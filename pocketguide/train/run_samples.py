@@ -428,7 +428,7 @@ def evaluate_shape(runs: list[tuple[Run, Config]], suites: list[Suite], s: EvalS
                 fine, how = judged(journal, folder_hash(run.adapter), run.name)
             engine.model = model
             for u in suites:
-                generation = _generation(engine, cfg, run, u, base_how, how, s) | {"settings": {"schema": shape.name, "constrained": s.constrained}}
+                generation = _generation(engine, cfg, run, u, base_how, how, s, Ranks()) | {"settings": {"schema": shape.name, "constrained": s.constrained}}
                 write_shape_results(target, u, base[u.name], fine[u.name], generation, shape)
         for journal in journals:
             journal.unlink()
