@@ -35,10 +35,12 @@ test: base ## run every test: notebooks, commands, wheel
 
 notebooks: setup ## execute all notebooks in order, the long cells too, and keep their outputs
 	@cd nbs && POCKETGUIDE_LONG=1 ../$(BIN)/jupyter nbconvert --to notebook --execute --inplace --log-level WARN [0-9]*.ipynb
+	@$(BIN)/python tests/smaller_images.py nbs/*.ipynb
 	@$(BIN)/nbdev_clean && $(BIN)/nbdev_export
 
 report: setup ## redraw eval/report (tables and plots of the published runs)
 	@$(BIN)/python -m pocketguide.failure_analysis --out eval/report
+	@$(BIN)/python tests/smaller_images.py eval/report/*.png
 
 portfolio: setup ## build portfolio/index.html, the story on one page, from the published runs
 	@$(BIN)/python -m pocketguide.portfolio --html

