@@ -10,7 +10,7 @@ from pathlib import Path
 import nbformat
 from PIL import Image
 
-COLOURS = 128
+COLOURS = 48
 
 
 def smaller(png: bytes) -> bytes:
