@@ -41,19 +41,21 @@ CUDA = torch.cuda.is_available()
 OURS = {"ours": (), "ours_packed": ("runtime.layout=packed",), "ours_compile": ("runtime.compile=true",), "ours_capture": ("runtime.capture=true",),
         "ours_capture_padded": ("runtime.capture=true", "runtime.layout=padded"), "ours_compile_capture": ("runtime.compile=true", "runtime.capture=true"),
         "ours_liger": ("runtime.capture=true", "runtime.liger=true"),
-        "ours_packed_2": ("runtime.layout=packed", "runtime.checkpoint_every=2"), "ours_packed_4": ("runtime.layout=packed", "runtime.checkpoint_every=4")}
+        "ours_capture_4k": ("runtime.capture=true", "training.micro_batch_tokens=4096"),
+        "ours_packed_8k": ("runtime.layout=packed", "training.micro_batch_tokens=8192"), "ours_packed_2": ("runtime.layout=packed", "runtime.checkpoint_every=2", "training.micro_batch_tokens=2048")}
 TITLES = {"trl": "TRL SFTTrainer, batch 8", "trl_packing": "TRL SFTTrainer, packing", "trl_liger": "TRL SFTTrainer, batch 8, Liger", "accumulated": "batch 1, accumulation 8 (starting point)", "first": "Trainer over PEFT's layers, padded rows, all logits (first version)",
           "ours": "train.train", "ours_packed": "train.train, packed", "ours_compile": "train.train, compiled layers", "ours_capture": "train.train, packed, CUDA graphs", "ours_capture_padded": "train.train, padded, CUDA graphs",
-          "ours_compile_capture": "train.train, compiled, CUDA graphs", "ours_liger": "train.train, packed, CUDA graphs, Liger", "ours_packed_2": "train.train, packed, every 2nd layer recomputed", "ours_packed_4": "train.train, packed, every 4th layer recomputed"}
+          "ours_compile_capture": "train.train, compiled, CUDA graphs", "ours_liger": "train.train, packed, CUDA graphs, Liger", "ours_capture_4k": "train.train, packed, CUDA graphs, passes of 4,096 tokens",
+          "ours_packed_8k": "train.train, packed, passes of 8,192 tokens", "ours_packed_2": "train.train, packed, every 2nd layer recomputed, passes of 2,048 tokens"}
 COMMON = ("training.effective_batch_size=8", "training.micro_batch_size=8", "training.group_by_length=false", "training.select_best=last", "training.patience=0", "training.eval_rows=8", "runtime.compile=false")
 V3 = ("data.form_line=false", "data.forms=''")  # answers only: their rows are the same for every method
 PARTS = {  # config, overrides, steps, methods
-    "v2": ("configs/train_lora_v4.yaml", COMMON, 60, ("trl", "trl_packing", "trl_liger", "accumulated", "first", "ours", "ours_compile", "ours_capture", "ours_capture_padded", "ours_liger")),
-    "v3": ("configs/train_lora_v5.yaml", (*COMMON, *V3), 90, ("trl", "trl_packing", "trl_liger", "ours", "ours_compile", "ours_capture", "ours_capture_padded", "ours_liger")),
-    "7b": ("configs/train_lora_v5.yaml", (*COMMON, *V3, "runtime.gradient_checkpointing=true", "training.micro_batch_tokens=8192"), 12, ("trl", "trl_packing", "trl_liger", "ours", "ours_packed", "ours_packed_2", "ours_packed_4")),
+    "v2": ("configs/train_lora_v4.yaml", COMMON, 60, ("trl", "trl_packing", "trl_liger", "accumulated", "first", "ours", "ours_compile", "ours_capture", "ours_capture_4k", "ours_capture_padded", "ours_liger")),
+    "v3": ("configs/train_lora_v5.yaml", (*COMMON, *V3), 90, ("trl", "trl_packing", "trl_liger", "ours", "ours_compile", "ours_capture", "ours_capture_4k", "ours_capture_padded", "ours_liger")),
+    "7b": ("configs/train_lora_v5.yaml", (*COMMON, *V3, "runtime.gradient_checkpointing=true", "training.micro_batch_tokens=4096"), 12, ("trl", "ours", "ours_packed", "ours_packed_8k", "ours_packed_2", "trl_packing", "trl_liger")),
     "cpu": ("configs/train_lora_v4.yaml", (*COMMON, "training.eval_rows=1"), 3, ("trl", "first", "ours")),
     "seeds": ("configs/train_lora_v4.yaml", COMMON, 100, ("trl", "ours_capture") if CUDA else ("trl", "ours")),
-    "world": ("configs/train_lora_v5.yaml", (*COMMON, *V3, "training.effective_batch_size=32", "runtime.gradient_checkpointing=true", "training.micro_batch_tokens=8192", "runtime.layout=packed"), 8, ("ours",)),
+    "world": ("configs/train_lora_v5.yaml", (*COMMON, *V3, "training.effective_batch_size=32", "runtime.gradient_checkpointing=true", "training.micro_batch_tokens=4096", "runtime.layout=packed"), 8, ("ours",)),
 }
 STEPS = {"accumulated": 9}  # slow: fewer steps say as much
 
@@ -88,8 +90,8 @@ def shaped(part, quick):
     "A model of Llama-2-7B's shape with random weights, on the device; None for the parts that load the real one."
     if part not in ("7b", "world"):
         return None
-    if quick:
-        return load_model(str(Path(quick) / "base"), "float32", "auto")
+    if quick:  # a smaller vocabulary than the tokenizer's, as the real one's
+        return LlamaForCausalLM(LlamaConfig(vocab_size=200, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)).eval().to(pick_device())
     c = LlamaConfig(vocab_size=32000, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=32, max_position_embeddings=4096, eos_token_id=2, pad_token_id=2)
     torch.manual_seed(0)
     torch.set_default_dtype(torch.bfloat16)
@@ -101,8 +103,8 @@ def shaped(part, quick):
 
 
 def folded(rows, vocabulary):
-    "The same rows with their ids folded into another model's vocabulary: its speed does not depend on what they say."
-    return [{**r, "input_ids": r["input_ids"] % vocabulary} for r in rows]
+    "The same rows with their ids, labels included, folded into another model's vocabulary: its speed does not depend on what they say."
+    return [{"input_ids": r["input_ids"] % vocabulary, "labels": torch.where(r["labels"] == IGNORE, IGNORE, r["labels"] % vocabulary)} for r in rows]
 
 
 # ---------------------------------------------------------------- one measurement, in a process of its own
@@ -304,6 +306,12 @@ def needs(method, quick_ok=True):
     return None
 
 
+def telling(said):
+    "The line of a failed process that says most: its first error, else its last line. (After an error on a GPU the frames of the process's end follow.)"
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    return ([line for line in lines if "Assertion" in line or "Error: " in line or line.startswith("error: ")] or lines[-1:] or ["no output"])[0][:300]
+
+
 def one(part, method, seed, steps, quick, world=1):
     "A row, measured in a process of its own (in `world` of them under torchrun)."
     with tempfile.TemporaryDirectory() as tmp:
@@ -316,7 +324,7 @@ def one(part, method, seed, steps, quick, world=1):
         row = {"method": method, "title": TITLES[method], "seed": seed, **({"world": world} if part == "world" else {})}
         if done.returncode or not result.exists():
             print(done.stdout[-3000:], file=sys.stderr)
-            return {**row, "error": f"exit {done.returncode}: {(done.stdout.strip().splitlines() or ['no output'])[-1][:300]}", "seconds": cold}
+            return {**row, "error": f"exit {done.returncode}: {telling(done.stdout)}", "seconds": cold}
         return {**row, **json.loads(result.read_text()), "cold_s": cold}
 
 
@@ -431,7 +439,7 @@ def main(argv=None):
         rows[:] = [r for r in rows if [r.get(k) for k in same] != [row.get(k) for k in same]] + [{**row, **device}]
         result.update(device, versions={**versions(), **_trl_version()})
         write_json(out, result)
-        print(json.dumps({k: v for k, v in row.items() if k != "losses"}), flush=True)
+        print(json.dumps(row), flush=True)  # all of it: where the file does not come back from a machine, what was printed does
 
     with tempfile.TemporaryDirectory() as tmp:
         quick = None
