@@ -289,6 +289,7 @@ def best_run(root: str | Path | None = None, suite: str = "fixed200_v1") -> Run:
 
 # %% ../nbs/19_ask.ipynb #answer
 SURE = 0.9  # a form that is recognised with less is worth a word to the user
+_UNLISTED = "other "  # how subjects without an entry of their own begin (bank.UNLISTED)
 
 
 @dataclass
@@ -301,6 +302,7 @@ class Answer:
     seconds: float  # from the question to the last
     form: str = ""  # the payload type that the question was shown with, recognised or forced; empty where the run knows no form line
     forms: dict[str, float | None] = field(default_factory=dict)  # how sure the model was of each form; None: the engine does not say; empty where it was not asked
+    subject: str = ""  # what the model took the question to be about, in its words; empty where it was not asked
     problem: str = ""  # why it is not valid, empty if it is
     remark: str = ""  # what makes no sense in a valid answer
 
@@ -311,6 +313,12 @@ class Answer:
             return ""
         other = max((f for f in self.forms if f != self.form), key=self.forms.get)
         return f"the question was read as one for the form {self.form} ({100 * self.forms[self.form]:.0f} % sure; {other} {100 * self.forms[other]:.0f} %); --payload_type {other} forces another"
+
+    @property
+    def general(self) -> str:
+        "What to tell a user whose question is about something for which the training data have general advice alone, empty for others."
+        return "nothing was written for a question like this one: the advice is general" if self.subject.startswith(_UNLISTED) else ""
+
 
 
 class NoValidAnswer(Exception):
@@ -392,6 +400,11 @@ class TorchModel:
         from pocketguide.generate import choose
         return dict(zip(PAYLOAD_TYPES, choose(self.engine, [prompt], PAYLOAD_TYPES)[0]))
 
+    def subject(self, prompt: list[int], form: str) -> str:
+        "What the model takes the question to be about, in its words, after it said the form."
+        from pocketguide.generate import subjects
+        return subjects(self.engine, [prompt], [form])[0]
+
     def generate(self, prompt: list[int], heard, payload_type: str | None = None, schema: dict | None = None) -> tuple[str, str, int]:
         "(text, finish reason, tokens) of one answer. The engine reads the text of each new token to know when the JSON has closed, and there it is heard."
         self.engine.grammar = self.grammar(payload_type, json.dumps(schema) if schema is not None else None)
@@ -423,6 +436,8 @@ class GgufModel:
         said = takewhile(lambda t: t != self.tokenizer.eos_token_id, self.llama.generate(prompt, temp=0.0, repeat_penalty=1.0))
         word = self.tokenizer.decode(list(islice(said, 16))).strip()
         return {kind: None for kind in PAYLOAD_TYPES if word.startswith(kind)}
+
+    subject = TorchModel.subject
 
     def generate(self, prompt: list[int], heard, payload_type: str | None = None, schema: dict | None = None) -> tuple[str, str, int]:
         "(text, finish reason, tokens) of one greedy answer, which nothing holds to type or schema: they are checked afterwards."
@@ -506,14 +521,22 @@ class Guide:
         checked_type(payload_type)
         return without_specials(checked_question(question), self.model.tokenizer.all_special_tokens)
 
+    def _asking_form(self, question: str) -> list[int]:
+        "The prompt that asks which form a question wants."
+        from pocketguide.models import chat_messages, encode_chat
+        return encode_chat(self.model.tokenizer, chat_messages(self.cleaned(question), form_prompt(self.shown.subject)))[0]
+
     def forms(self, question: str) -> dict[str, float | None]:
         "How sure the model is of each form that the question may want (None: its engine does not say). Empty for runs that were not trained with the form line."
-        from pocketguide.models import chat_messages, encode_chat
-        return self.model.forms(encode_chat(self.model.tokenizer, chat_messages(self.cleaned(question), form_prompt()))[0]) if self.shown.form else {}
+        return self.model.forms(self._asking_form(question)) if self.shown.form else {}
 
-    def messages(self, question: str, payload_type: str | None = None, facts: str | None = None) -> list[dict]:
-        """The chat that asks a question, as the run was trained: with the form of its answer, or where the run knows no form line with a sentence that asks for it; with the facts of its destination (`facts`, where
-        they are known), looked up offline, if it saw such."""
+    def subject(self, question: str, form: str | None) -> str:
+        "What the model takes a question to be about that is answered in `form`, in its words. Empty for itineraries, and for runs that were not trained with the subject line."
+        return self.model.subject(self._asking_form(question), form) if self.shown.subject and form else ""
+
+    def messages(self, question: str, payload_type: str | None = None, facts: str | None = None, subject: str = "") -> list[dict]:
+        """The chat that asks a question, as the run was trained: with the form of its answer and its subject, or where the run knows no form line with a sentence that asks for the form; with the facts of its destination
+        (`facts`, where they are known), looked up offline, if it saw such."""
         from pocketguide.models import chat_messages
         from pocketguide.train.run_samples import chat_of
         text = self.cleaned(question, payload_type)
@@ -523,8 +546,8 @@ class Guide:
             text, payload_type = f"{text}{'' if text[-1:] in '.?!' else '.'} {_FORMS[payload_type]}", None
         if self.shown.facts and facts is not None and text == question:
             from pocketguide.prompts import chat
-            return chat(text, True, facts, payload_type or "")
-        return chat_of(text, self.shown.facts, payload_type or "")
+            return chat(text, True, facts, payload_type or "", subject)
+        return chat_of(text, self.shown.facts, payload_type or "", subject)
 
     def ask(
         self,
@@ -539,13 +562,14 @@ class Guide:
         self.cleaned(question, payload_type)
         forms = {} if payload_type else self.forms(question)
         form = payload_type or max(forms, key=lambda kind: forms[kind] or 0, default=None)
-        prompt = encode_chat(self.model.tokenizer, self.messages(question, form, facts))[0]
+        subject = self.subject(question, form)
+        prompt = encode_chat(self.model.tokenizer, self.messages(question, form, facts, subject))[0]
         if len(prompt) + self.max_new_tokens > self.model.longest:
             raise UserError(f"the question makes a prompt of {len(prompt):,} tokens", "question", f"at most {self.model.longest - self.max_new_tokens:,} fit beside an answer of {self.max_new_tokens:,}; shorten it")
         heard = _Heard(self.model.tokenizer, listener)
         text, reason, tokens = self.model.generate(prompt, heard, payload_type, self.shape and self.shape.schema)
         done = time.perf_counter()
-        self.last = Answer(_body(text, reason), reason, tokens, heard.began - began + (heard.first or done - heard.began), done - began, form if form and self.shown.form else "", forms)
+        self.last = Answer(_body(text, reason), reason, tokens, heard.began - began + (heard.first or done - heard.began), done - began, form if form and self.shown.form else "", forms, subject)
         return judged(self.last, payload_type, self.shape)
 
 # %% ../nbs/19_ask.ipynb #plain-markdown
@@ -633,7 +657,7 @@ def main(argv=None):
         print(f"{unfinished}no valid answer: {' '.join(e.reason.split())}; ask in other words, or with another --payload_type", file=sys.stderr)
         sys.exit(3)
     finally:
-        for note in filter(None, (guide.last.doubt, guide.last.remark) if guide.last else ()):
+        for note in filter(None, (guide.last.doubt, guide.last.general, guide.last.remark) if guide.last else ()):
             print(f"note: {note}", file=sys.stderr)
 
 # %% ../nbs/19_ask.ipynb #d56bc747

@@ -83,7 +83,8 @@ class DataConfig:
     max_seq_len: int = 2048  # tokens, prompt and target together; a longer example is an error
     facts_block: bool = False  # questions come with the offline facts of their place and the wishes that rules find in them, in training and evaluation
     form_line: bool = False  # the model is asked first which form of answer a question wants, and is shown what it said; in training, the right form and rows that ask for it
-    forms: str = ""  # form_line: further questions with their form; no answers
+    forms: str = ""  # form_line: further questions with their form (and their subject); no answers
+    subject_line: bool = False  # form_line: the model also says what the question is about, and is shown that; in training, the entry of the content bank
 
 
 @dataclass(frozen=True)
@@ -202,6 +203,8 @@ def _verify(cfg: Config, source: str) -> Config:
     for key in _NOT_NEGATIVE:
         if _get(cfg, key) < 0:
             raise UserError(f"{key} is {_get(cfg, key)}", source, "it must be at least 0")
+    if cfg.data.subject_line and not cfg.data.form_line:
+        raise UserError("data.subject_line is part of what data.form_line asks", source, "set data.form_line: true as well")
     if not 0 <= cfg.lora.dropout < 1:
         raise UserError(f"lora.dropout is {cfg.lora.dropout}", source, "it must be at least 0 and below 1")
     t = cfg.training

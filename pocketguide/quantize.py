@@ -27,6 +27,7 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
+from itertools import islice, takewhile
 from pathlib import Path
 
 import gguf
@@ -457,6 +458,12 @@ class LlamaCpp:
                 progress(done.num_tokens, [done])
             yield done
 
+    def go_on(self, prompts: list[list[int]], most: int) -> list[str]:
+        "What the model writes after `prompts`, at most `most` tokens each."
+        llm = self.open(max(map(len, prompts), default=0) + most)
+        said = ([*takewhile(lambda t: t != llm.token_eos(), islice(llm.generate(ids, temp=0.0, repeat_penalty=1.0), most))] for ids in prompts)
+        return [llm.detokenize(ids, special=True).decode("utf-8", errors="replace").strip() for ids in said]
+
     def first_logits(self, prompts: list[list[int]], tokens: list[int]) -> list[list[float]]:
         "The logits of `tokens` as the first of an answer, (prompts, tokens)."
         llm, out = self.open(max(map(len, prompts), default=0) + 1), []
@@ -613,7 +620,7 @@ def own_completions(job: Job, rows: dict[str, list[dict]]) -> list[tuple[list[in
     asked = [(a, r) for u in job.suites for a, r in zip(u.rows, rows[u.name]) if r["raw_text_output"]]
     n = min(job.how.kl_prompts, len(asked))
     chosen = [asked[i * len(asked) // n] for i in range(n)]
-    pairs = [(encode_chat(job.tokenizer, job.shown.chat(a["prompt"], r.get("form", "")), r["raw_text_output"]), r["finish_reason"]) for a, r in chosen]
+    pairs = [(encode_chat(job.tokenizer, job.shown.chat(a["prompt"], r.get("form", ""), r.get("subject", "")), r["raw_text_output"]), r["finish_reason"]) for a, r in chosen]
     return [(prompt, ids if reason == "eos" else ids[:-1]) for (prompt, ids), reason in pairs]
 
 # %% ../nbs/18_quantize.ipynb #rates
@@ -670,7 +677,7 @@ def respond(job: Job, fmt: Format, name: str, engine, yardstick: dict[str, list[
               "versions": {**versions(), "gguf": _version("gguf")}, "commit": git_commit()}
     if name != "llama_cpp":
         return rows, {**common, "dtype": str(job.dtype).removeprefix("torch."), "captured": engine.capture, "resident_mb": weight_mb(engine.model), "unpacked": fmt.kind not in ("bnb",)}
-    chats = [job.shown.chat(a["prompt"], r.get("form", "")) for u in job.suites for a, r in zip(u.rows, rows[u.name])]
+    chats = [job.shown.chat(a["prompt"], r.get("form", ""), r.get("subject", "")) for u in job.suites for a, r in zip(u.rows, rows[u.name])]
     same = sum(engine.prompt_tokens(c) == encode_chat(job.tokenizer, c)[0] for c in chats)
     common["versions"]["llama_cpp_python"] = _version("llama-cpp-python")
     return rows, {**common, "resident_mb": resident, "unpacked": False, "same_prompt_tokens": [same, len(chats)]}

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache
 
-from .bank import fill, one, some, weighted
+from .bank import UNLISTED, fill, one, some, weighted
 from .facts import Facts, facts_for, main_language
 
 # %% ../nbs/08_questions.ipynb #ask
@@ -233,7 +233,8 @@ class Plan:
     sft: bool = True  # whether training rows are written out beside the records that they follow from
     pack_above: int = 1_000_000  # bytes of a file that is packed
     forms: int = 0  # questions without an answer, which only teach the forms
-    any_subject: float = 0.4  # share of those that are about something of which the bank has no entry
+    any_subject: float = 0.4  # share of those that are about something that has no entry of its own in the bank
+    unlisted: float = 0.0  # likewise, of the records: a general answer
     hurried: dict = field(default_factory=lambda: HURRIED)  # kinds of careless typing to their weights
 
     @property
@@ -342,6 +343,9 @@ def draw_ask(rng: random.Random, ask_id: str, payload_type: str, destination: di
         if not pairs:
             return None
         ids = sorted({e["id"] for e, _ in pairs})
+        if plan.unlisted:
+            general = rng.random() < plan.unlisted
+            ids = [i for i in ids if i.startswith(UNLISTED) == general] or ids
         entry_id = tally.least(rng, ids, kind=payload_type)
         entry, subject = tally.least(rng, [p for p in pairs if p[0]["id"] == entry_id], key=lambda p: p[1], kind="subject")
         ask = replace(ask, entry=entry, subject=subject)

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['PAYLOAD_TYPES', 'FORMS', 'MAX_DEPTH', 'CATEGORIES', 'load_schema', 'schema_hash', 'validator', 'outline',
-           'contract_prompt', 'form_prompt', 'form_line', 'ParseProblem', 'parse_strict', 'parse_lenient', 'Problem',
-           'Verdict', 'repeats', 'type_name', 'json_path', 'strings', 'names_place', 'semantic_problems', 'check',
-           'in_order', 'serialize', 'schema_prompt', 'unresolved', 'any_validator', 'check_any']
+           'contract_prompt', 'form_prompt', 'form_answer', 'form_line', 'ParseProblem', 'parse_strict',
+           'parse_lenient', 'Problem', 'Verdict', 'repeats', 'type_name', 'json_path', 'strings', 'names_place',
+           'semantic_problems', 'check', 'in_order', 'serialize', 'schema_prompt', 'unresolved', 'any_validator',
+           'check_any']
 
 # %% ../nbs/00_schema.ipynb #ebcac7f1
 import hashlib
@@ -86,14 +87,20 @@ FORMS = {
 }
 
 
-def form_prompt() -> str:
-    "The system prompt of the question which form of answer a message wants; to be answered with one of `PAYLOAD_TYPES`."
-    return "\n".join(["A traveller writes. Which form of answer is wanted?", *(f"{name}: {FORMS[name]}" for name in PAYLOAD_TYPES), "Reply with one of these words."])
+def form_prompt(subject: bool = False) -> str:
+    "The system prompt of the question which form of answer a message wants; to be answered with one of `PAYLOAD_TYPES`, and with `subject` by what it is about as well: see `form_answer`."
+    reply = "Reply with one of these words, then a colon and the subject in a few words." if subject else "Reply with one of these words."
+    return "\n".join(["A traveller writes. Which form of answer is wanted?", *(f"{name}: {FORMS[name]}" for name in PAYLOAD_TYPES), reply])
 
 
-def form_line(payload_type: str) -> str:
-    "The line in front of a question that says which form its answer has."
-    return f"Form: {payload_type}."
+def form_answer(payload_type: str, subject: str = "") -> str:
+    "The answer to `form_prompt`: `procedure`, or `procedure: lost phone`."
+    return f"{payload_type}: {subject}" if subject else payload_type
+
+
+def form_line(payload_type: str, subject: str = "") -> str:
+    "The line in front of a question that says which form its answer has, and what it is about where that is known."
+    return f"Form: {payload_type}." + (f" Subject: {subject}." if subject else "")
 
 # %% ../nbs/00_schema.ipynb #parseproblem
 MAX_DEPTH = 64  # the deepest path of the schemas is 9

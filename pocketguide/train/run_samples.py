@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from ..config import Config, Parser, UserError, command, load_config, positive_int
 from ..constrain import Grammar, llguidance_package
-from ..generate import Completion, Engine, end_tokens, load_adapter, merged, recognise
+from ..generate import Completion, Engine, Wanted, end_tokens, load_adapter, merged, recognise
 from ..metrics import compare, failure_row, markdown_table, rate_text, sample_row
 from ..models import Ranks, base_hash, chat_messages, encode_chat, join_ranks, leave_ranks, load_model, load_tokenizer
 from ..runs import JsonlLog, Run, file_hash, folder_hash, lock, open_run, read_json, read_jsonl, versions, write_json, write_jsonl
@@ -50,13 +50,13 @@ def load_suite(path: str | Path) -> Suite:
     return Suite(Path(path), read_jsonl(path, required=("id", "prompt"), unique="id", kind="suite"))
 
 # %% ../../nbs/15_batched_eval.ipynb #chat-of
-def chat_of(question: str, facts: bool, form: str = "") -> list[dict]:
-    "The messages that ask `question`, with or without the facts of its destination and the form of its answer. `UserError` where a package that finds facts is missing."
+def chat_of(question: str, facts: bool, form: str = "", subject: str = "") -> list[dict]:
+    "The messages that ask `question`, with or without the facts of its destination, the form of its answer and its subject. `UserError` where a package that finds facts is missing."
     if not facts:
-        return chat_messages(f"{form_line(form)}\n\n{question}" if form else question, contract_prompt())
+        return chat_messages(f"{form_line(form, subject)}\n\n{question}" if form else question, contract_prompt())
     try:
         from pocketguide.prompts import chat
-        return chat(question, True, form=form)
+        return chat(question, True, form=form, subject=subject)
     except ImportError as e:
         raise UserError("prompts with facts need a package that is not installed", e.name or str(e), "install it, or leave the facts out with --facts off") from None
 
@@ -65,29 +65,31 @@ class Aids(NamedTuple):
     "What stands beside the questions of a pass."
     facts: bool = False  # the facts of their destinations, and their wishes
     form: bool = False  # the form of answer, as the answering model recognises it
+    subject: bool = False  # what they are about, likewise
 
-    def chat(self, question: str, form: str = "") -> list[dict]:
+    def chat(self, question: str, form: str = "", subject: str = "") -> list[dict]:
         "The messages that ask `question`."
-        return chat_of(question, self.facts, form)
+        return chat_of(question, self.facts, form, subject)
 
     def __str__(self) -> str:
-        return " and ".join(name for name, shown in zip(("facts", "form"), self) if shown)
+        named = [name for name, shown in zip(("facts", "form", "subject"), self) if shown]
+        return " and ".join(filter(None, [", ".join(named[:-1]), *named[-1:]]))
 
 
 def aids(cfg: Config, facts: str) -> Aids:
     "What a run's prompts hold: as its config says, but for facts where the user says `on` or `off` instead of `auto`."
-    return Aids(cfg.data.facts_block if facts == "auto" else facts == "on", cfg.data.form_line)
+    return Aids(cfg.data.facts_block if facts == "auto" else facts == "on", cfg.data.form_line, cfg.data.subject_line)
 
 
 def _titled(name: str, shown: Aids, constrained: bool = False) -> str:
     return name + f" with {shown}" * any(shown) + ", constrained" * constrained
 
 
-def encoded(engine: Engine, questions: list[str], shown: Aids, ranks: Ranks = Ranks()) -> tuple[list[list[int]], list[tuple[str, float]]]:
-    "(prompts as token ids, the recognised form of each question and its probability, as rank 0 sees them; empty where forms are not shown)."
-    forms = ranks.told(recognise(engine, questions) if ranks.first else None) if shown.form else []
-    named = [form for form, _ in forms] or [""] * len(questions)
-    return [encode_chat(engine.tokenizer, shown.chat(q, form))[0] for q, form in zip(questions, named)], forms
+def encoded(engine: Engine, questions: list[str], shown: Aids, ranks: Ranks = Ranks()) -> tuple[list[list[int]], list[Wanted]]:
+    "(prompts as token ids, what each question wants, as rank 0's model reads it; empty where forms are not shown)."
+    wanted = ranks.told(recognise(engine, questions, shown.subject) if ranks.first else None) if shown.form else []
+    named = [(w.form, w.subject) for w in wanted] or [("", "")] * len(questions)
+    return [encode_chat(engine.tokenizer, shown.chat(q, *said))[0] for q, said in zip(questions, named)], wanted
 
 # %% ../../nbs/15_batched_eval.ipynb #progress
 class _Progress:
@@ -137,7 +139,7 @@ def answer(
 ) -> tuple[dict[str, list[dict]], dict]:
     "(sample rows of each suite by name, in suite order; `prompts`, `wall_s`, `tokens` and `tokens_per_s` of the pass)."
     asked = [row for u in suites for row in u.rows]
-    prompts, forms = encoded(engine, [r["prompt"] for r in asked], shown, ranks)
+    prompts, wanted = encoded(engine, [r["prompt"] for r in asked], shown, ranks)
     keys = [answer_key(p, context) for p in prompts]
     done, session = ranks.told((_kept(journal), time.perf_counter()) if ranks.first else None)
     todo = sorted((i for i, k in enumerate(keys) if k not in done), key=lambda i: -len(prompts[i]))
@@ -151,8 +153,8 @@ def answer(
         return {}, {}
     kept = [done[k] for k in keys]
     rows = [sample_row(r, k["text"], k["finish_reason"], k["tokens"], k["latency_ms"]) | {x: k[x] for x in ("held",) if x in k} for r, k in zip(asked, kept)]
-    for row, (form, sure) in zip(rows, forms):
-        row |= {"form": form, "form_probability": round(sure, 4)}
+    for row, w in zip(rows, wanted):
+        row |= {"form": w.form, "form_probability": round(w.probability, 4), **({"subject": w.subject} if shown.subject else {})}
     left = iter(rows)
     return {u.name: [next(left) for _ in u.rows] for u in suites}, _cost(kept, bool(engine.grammar))
 
@@ -243,7 +245,7 @@ def _generation(engine: Engine, cfg: Config, run: Run, suite: Suite, base: dict,
         "dtype": str(engine.model.dtype).removeprefix("torch."), "device": torch.cuda.get_device_name() if engine.device.type == "cuda" else f"cpu ({torch.get_num_threads()} threads)",
         "ranks": ranks.world, "batch_size": engine.batch_size, "max_new_tokens": engine.max_new_tokens, "wall_s": round(base["wall_s"] + finetuned["wall_s"], 2),
         "base": base, "finetuned": finetuned, "base_hash": base_hash(cfg.base_model_id), "adapter_hash": folder_hash(run.adapter),
-        "suite_hash": file_hash(suite.path), "settings": {"facts": s.facts, "facts_block": aids(cfg, s.facts).facts, "form_line": cfg.data.form_line, "constrained": s.constrained}, "versions": versions(),
+        "suite_hash": file_hash(suite.path), "settings": {"facts": s.facts, "facts_block": aids(cfg, s.facts).facts, "form_line": cfg.data.form_line, "subject_line": cfg.data.subject_line, "constrained": s.constrained}, "versions": versions(),
     }
 
 # %% ../../nbs/15_batched_eval.ipynb #parity
@@ -254,7 +256,7 @@ def parity(engine: Engine, suites: list[Suite], rows: dict[str, list[dict]], n: 
     chosen = [pairs[i * len(pairs) // n] for i in range(min(n, len(pairs)))]
     same = flips = 0
     for asked, row in tqdm(chosen, desc="parity", unit="prompt"):
-        prompt = encode_chat(engine.tokenizer, chat_of(asked["prompt"], shown.facts, row.get("form", "")))[0]
+        prompt = encode_chat(engine.tokenizer, shown.chat(asked["prompt"], row.get("form", ""), row.get("subject", "")))[0]
         ids = torch.tensor([prompt], device=engine.device)
         out = engine.model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=engine.max_new_tokens, do_sample=False, pad_token_id=engine.tokenizer.pad_token_id)[0, len(prompt):].tolist()
         ended = bool(out) and out[-1] in engine.ends

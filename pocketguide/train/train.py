@@ -35,11 +35,11 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils import is_liger_kernel_available, is_torch_tf32_available
 
-from ..config import Config, Parser, UserError, command, load_config, positive_int
+from ..config import Config, DataConfig, Parser, UserError, command, load_config, positive_int
 from ..generate import Engine, free_bytes, recognise
 from ..metrics import PALETTE, wilson
 from ..models import Ranks, base_hash, encode_chat, encode_chats, join_ranks, leave_ranks, load_model, load_tokenizer, pick_device, pick_dtype
-from ..prompts import form_row, to_sft
+from ..prompts import form_row, subject, to_sft
 from ..runs import JsonlLog, Run, create_run, file_hash, folder_hash, lock, open_run, read_json, read_jsonl, versions, write_jsonl
 from ..schema import check
 from .passes import IGNORE, Layout, Passes, attending, can_pack, deal, fused, target_loss
@@ -282,11 +282,11 @@ class GenerationEval(TrainerCallback):
     """After every epoch: answer validation prompts, each rank its share, and log how many answers are schema-valid and what asking cost. The answers to the first `select` of `rows` tell `Trainer`
     how good the epoch is."""
 
-    def __init__(self, log: RunLog, tokenizer, rows: list[dict], max_new_tokens: int, select: int = 0, records: Sequence[dict] = (), with_facts: bool = True, ranks: Ranks = Ranks()):
+    def __init__(self, log: RunLog, tokenizer, rows: list[dict], max_new_tokens: int, select: int = 0, records: Sequence[dict] = (), data: DataConfig = DataConfig(), ranks: Ranks = Ranks()):
         self.ranks = ranks
         self.log, self.tokenizer, self.most, self.select, self.selected = log, tokenizer, max_new_tokens, select, (0, 0)
         self.prompts, self.asked = [encode_chat(tokenizer, r["messages"])[0] for r in rows], [r["metadata"] for r in rows]
-        self.records, self.with_facts = records, with_facts  # the records of `rows`, where the model first says which form each question wants
+        self.records, self.data = records, data  # the records of `rows`, where the model first says what each question wants
 
     def on_epoch_end(self, args, state, control, model=None, **kwargs):
         began = time.perf_counter()
@@ -309,12 +309,13 @@ class GenerationEval(TrainerCallback):
         return [told[i % self.ranks.world][i // self.ranks.world] for i in range(len(self.prompts))]
 
     def _recognised(self, engine: Engine) -> dict:
-        "Ask which form each question wants and show what is said in its prompt; how often it is right."
+        "Ask which form each question wants, and what it is about, and show what is said in its prompt; how often it is right."
         if not self.records:
             return {}
-        forms = [form for form, _ in recognise(engine, [r["prompt"] for r in self.records])]
-        self.prompts = [encode_chat(self.tokenizer, to_sft(r, self.with_facts, form)["messages"])[0] for r, form in zip(self.records, forms)]
-        return {"forms_right": sum(form == r["payload_type"] for form, r in zip(forms, self.records))}
+        wanted = recognise(engine, [r["prompt"] for r in self.records], self.data.subject_line)
+        self.prompts = [encode_chat(self.tokenizer, to_sft(r, self.data.facts_block, w.form, w.subject)["messages"])[0] for r, w in zip(self.records, wanted)]
+        right = {"forms_right": sum(w.form == r["payload_type"] for w, r in zip(wanted, self.records))}
+        return {**right, "subjects_right": sum((w.form, w.subject) == (r["payload_type"], subject(r)) for w, r in zip(wanted, self.records))} if self.data.subject_line else right
 
     def on_evaluate(self, args, state, control, metrics, **kwargs):
         if self.select:  # one number that orders epochs by valid answers, then by semantically valid ones, then by loss
@@ -347,25 +348,24 @@ def training_arguments(cfg: Config, run: Run, device: torch.device, examples: in
     return args
 
 # %% ../../nbs/14_train.ipynb #read-sft
-def read_sft(path: str | Path, most: int | None = None, with_facts: bool = True, form_line: bool = False) -> list[dict]:
-    """The first `most` training rows of a file (all by default): of training rows as they are, or of records, from which they follow (`with_facts` as in `to_sft`; `form_line` shows
-    each question with its form). `UserError` where a form is to be shown and the rows are no records."""
+def read_sft(path: str | Path, most: int | None = None, data: DataConfig = DataConfig(facts_block=True)) -> list[dict]:
+    "The first `most` training rows of a file (all by default): of training rows as they are, or of records, from which they follow, shown as `data` says. `UserError` where a form is to be shown and the rows are no records."
     def needed(row):
         return ("id", "prompt", "response", "metadata") if "response" in row else ("id", "messages", "target")
     rows = read_jsonl(path, required=needed, unique="id", kind="training data")[:most]
-    if form_line and any("response" not in r for r in rows):
+    if data.form_line and any("response" not in r for r in rows):
         raise UserError("data.form_line needs records, these are training rows", path, "name a file of records, or set data.form_line: false")
-    return [to_sft(r, with_facts, r["payload_type"] if form_line else "") if "response" in r else r for r in rows]
+    return [to_sft(r, data.facts_block, r["payload_type"] if data.form_line else "", subject(r) if data.subject_line else "") if "response" in r else r for r in rows]
 
 
 def read_forms(cfg: Config) -> list[dict]:
-    "The rows that ask which form a question wants: those of the training records and of `data.forms`, in an order of their own; none without `data.form_line`."
+    "The rows that ask what a question wants: those of the training records and of `data.forms`, in an order of their own; none without `data.form_line`."
     if not cfg.data.form_line:
         return []
     if not cfg.training.group_by_length:
         raise UserError("data.form_line mixes short questions with long answers", "training.group_by_length", "set it to true, so that no batch holds both")
     files = [cfg.data.train, *([cfg.data.forms] if cfg.data.forms else [])]
-    rows = [form_row(r) for path in files for r in read_jsonl(path, required=("id", "prompt", "payload_type"), unique="id", kind="questions")]
+    rows = [form_row(r, cfg.data.subject_line) for path in files for r in read_jsonl(path, required=("id", "prompt", "payload_type"), unique="id", kind="questions")]
     random.Random(cfg.seed).shuffle(rows)
     return rows
 
@@ -373,7 +373,7 @@ def read_forms(cfg: Config) -> list[dict]:
 def load_sft(cfg: Config, tokenizer) -> tuple[SFTDataset, SFTDataset]:
     "(train, val) encoded, from records or from training rows. `UserError` with file and line for a broken row, and for an example that is too long."
     def read(path, most=None, forms=()):
-        return SFTDataset(read_sft(path, most, cfg.data.facts_block, cfg.data.form_line), tokenizer, cfg.data.max_seq_len, forms, cfg.training.effective_batch_size)
+        return SFTDataset(read_sft(path, most, cfg.data), tokenizer, cfg.data.max_seq_len, forms, cfg.training.effective_batch_size)
     return read(cfg.data.train, forms=read_forms(cfg)), read(cfg.data.val, cfg.training.eval_rows or None)
 
 
@@ -482,9 +482,9 @@ def _judges(cfg: Config, log: RunLog, tokenizer, train_set: SFTDataset, eval_pro
     judges = [EarlyStoppingCallback(t.patience)] if t.patience else []
     if most := max(select, eval_prompts):
         limit = t.select_tokens if select else _answer_limit(train_set)
-        rows = read_sft(cfg.data.val, most, cfg.data.facts_block, cfg.data.form_line)
+        rows = read_sft(cfg.data.val, most, cfg.data)
         records = read_jsonl(cfg.data.val)[:most] if cfg.data.form_line else ()
-        judges.insert(0, GenerationEval(log, tokenizer, rows, limit, select, records, cfg.data.facts_block, ranks))  # before the patience, which looks at what it says
+        judges.insert(0, GenerationEval(log, tokenizer, rows, limit, select, records, cfg.data, ranks))  # before the patience, which looks at what it says
     return judges
 
 
