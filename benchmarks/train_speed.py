@@ -48,7 +48,7 @@ TITLES = {"trl": "TRL SFTTrainer, batch 8", "trl_packing": "TRL SFTTrainer, pack
           "ours_compile_capture": "train.train, compiled, CUDA graphs", "ours_liger": "train.train, packed, CUDA graphs, Liger", "ours_capture_4k": "train.train, packed, CUDA graphs, passes of 4,096 tokens",
           "ours_packed_8k": "train.train, packed, passes of 8,192 tokens", "ours_packed_2": "train.train, packed, every 2nd layer recomputed, passes of 2,048 tokens"}
 COMMON = ("training.effective_batch_size=8", "training.micro_batch_size=8", "training.group_by_length=false", "training.select_best=last", "training.patience=0", "training.eval_rows=8", "runtime.compile=false")
-V3 = ("data.form_line=false", "data.forms=''")  # answers only: their rows are the same for every method
+V3 = ("data.form_line=false", "data.subject_line=false", "data.forms=''")  # answers only: their rows are the same for every method
 PARTS = {  # config, overrides, steps, methods
     "v2": ("configs/train_lora_v4.yaml", COMMON, 60, ("trl", "trl_packing", "trl_liger", "accumulated", "first", "ours", "ours_compile", "ours_capture", "ours_capture_4k", "ours_capture_padded", "ours_liger")),
     "v3": ("configs/train_lora_v5.yaml", (*COMMON, *V3), 90, ("trl", "trl_packing", "trl_liger", "ours", "ours_compile", "ours_capture", "ours_capture_4k", "ours_capture_padded", "ours_liger")),
@@ -178,7 +178,7 @@ def measure_ours(cfg, part, quick, steps, folder):
 def rows_of(cfg):
     "Training rows as texts: prompt, and target with its end of turn."
     tokenizer = load_tokenizer(cfg.base_model_id)
-    sft = t.read_sft(cfg.data.train, None, cfg.data.facts_block, cfg.data.form_line)
+    sft = t.read_sft(cfg.data.train, None, cfg.data)
     return tokenizer, [{"prompt": tokenizer.apply_chat_template(r["messages"], tokenize=False, add_generation_prompt=True), "completion": r["target"] + tokenizer.eos_token} for r in sft]
 
 
@@ -204,7 +204,7 @@ def measure_trl(cfg, part, method, quick, steps, folder):
     own = shaped(part, quick)
     tokenizer, rows = rows_of(cfg)
     if own is not None:
-        rows = [{"input_ids": x["input_ids"].tolist(), "completion_mask": (x["labels"] != IGNORE).int().tolist()} for x in folded(t.SFTDataset(t.read_sft(cfg.data.train, None, cfg.data.facts_block), tokenizer, cfg.data.max_seq_len).items, own.config.vocab_size)]
+        rows = [{"input_ids": x["input_ids"].tolist(), "completion_mask": (x["labels"] != IGNORE).int().tolist()} for x in folded(t.SFTDataset(t.read_sft(cfg.data.train, None, cfg.data), tokenizer, cfg.data.max_seq_len).items, own.config.vocab_size)]
     packing, single = method == "trl_packing", method == "accumulated"
     batch = max(1, round(8 * 900 / cfg.data.max_seq_len)) if packing and not quick else 1 if single else 8  # packed rows are max_seq_len long: as many as have the tokens of eight examples
     args = SFTConfig(**common_arguments(cfg, folder, batch, 8 if single else 1), bf16=dtype == torch.bfloat16, max_length=cfg.data.max_seq_len, packing=packing, completion_only_loss=True, gradient_checkpointing=cfg.runtime.gradient_checkpointing,
@@ -213,7 +213,7 @@ def measure_trl(cfg, part, method, quick, steps, folder):
     model = own if own is not None else load_model(cfg.base_model_id, cfg.runtime.dtype, cfg.runtime.device)
     trainer = SFTTrainer(model=model, args=args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer, peft_config=lora(cfg), callbacks=[clock])
     if own is None and not packing:  # the same tokens, and the same of them in the loss
-        mine = t.SFTDataset(t.read_sft(cfg.data.train, 3, cfg.data.facts_block), tokenizer, cfg.data.max_seq_len)
+        mine = t.SFTDataset(t.read_sft(cfg.data.train, 3, cfg.data), tokenizer, cfg.data.max_seq_len)
         for ours, theirs in zip(mine.items, trainer.train_dataset):
             assert ours["input_ids"].tolist() == list(theirs["input_ids"]), (tokenizer.decode(ours["input_ids"]), tokenizer.decode(theirs["input_ids"]))
             mask = theirs["completion_mask"] if "completion_mask" in theirs else [y != IGNORE for y in theirs["labels"]]
@@ -258,7 +258,7 @@ def val_loss(adapter, cfg):
     "Cross-entropy per target token of the first 48 validation rows, the same way for every method."
     tokenizer = load_tokenizer(cfg.base_model_id)
     model = load_adapter(load_model(cfg.base_model_id, cfg.runtime.dtype, cfg.runtime.device), adapter).eval()
-    rows = t.SFTDataset(t.read_sft(cfg.data.val, 48, cfg.data.facts_block), tokenizer, cfg.data.max_seq_len).items
+    rows = t.SFTDataset(t.read_sft(cfg.data.val, 48, cfg.data), tokenizer, cfg.data.max_seq_len).items
     total = items = 0
     with target_loss(model):
         for inputs in Layout(tokenizer.pad_token_id, False, 8192, 8).passes(rows):
@@ -376,7 +376,7 @@ def check(quick):
     "Every way of laying out and running a pass against PEFT's layers on padded rows, on this device, real weights and rows: the loss, and how far the gradients are off, beside how far half precision alone is off."
     cfg = config("v2", "ours", 42, 1, quick, ["lora.dropout=0"])
     tokenizer = load_tokenizer(cfg.base_model_id)
-    rows = t.SFTDataset(t.read_sft(cfg.data.train, 8, cfg.data.facts_block), tokenizer, cfg.data.max_seq_len).items
+    rows = t.SFTDataset(t.read_sft(cfg.data.train, 8, cfg.data), tokenizer, cfg.data.max_seq_len).items
     items = sum(int((x["labels"][1:] != IGNORE).sum()) for x in rows)
 
     def model(dtype):

@@ -125,13 +125,15 @@ def pick_activity(rng: random.Random, ask: Ask, fits: list[dict], part: str, kin
     wanted = {v for c in ask.constraints for k, v in c.get("need", {}).items() if k == "interest"}
 
     def good(a: dict) -> bool:
-        dawn = _DAWN.search(" ".join(a["text"]) + a["id"])
         right = a.get("meal") == kind if kind in meals else not a.get("meal") and part in a["time"]
+        if not right or a["id"] in said["done"] or a["minutes"] > said["cap"]:
+            return False
+        dawn = _DAWN.search(" ".join(a["text"]) + a["id"])
         early = a["id"] in ("slow-arrival-rest", "orientation-loop") and said["day"] > 1 or "favourite" in a["text"][0] and said["day"] < max(3, ask.days)
         wet = "rain" not in ask.traits and re.search(r"\b(wet|umbrellas?|rain)\b", " ".join(a["text"]))
         hot = "heat" in ask.traits and part in ("midday", "afternoon") and a["weather"] == ["dry"]
         cold = "cold" in ask.traits and part == "evening" and a["weather"] == ["dry"] and not a.get("meal")
-        return right and a["id"] not in said["done"] and a["minutes"] <= said["cap"] and not (early or wet or hot or cold or dawn and not said["opens"])
+        return not (early or wet or hot or cold or dawn and not said["opens"])
 
     def score(a: dict) -> float:
         used = sum(said["used"][t] for t in a["text"]) / len(a["text"])

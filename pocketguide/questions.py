@@ -13,7 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache, lru_cache
+from functools import cache, cached_property, lru_cache
 
 from .bank import UNLISTED, fill, one, some, weighted
 from .facts import Facts, facts_for, main_language
@@ -39,7 +39,7 @@ class Ask:
     block: str = ""  # the facts as they stand beside the question; empty where the version has none
     other: str = ""  # a place of the same name, where the question does not say which is meant
 
-    @property
+    @cached_property
     def needs(self) -> dict[str, str]:
         "What activities and items must suit: the party's needs, then those of the constraints."
         needs = {"family_kids": {"age": "kids"}, "family_baby": {"age": "kids", "mobility": "step_free"}, "senior": {"age": "seniors", "mobility": "walking"}}
@@ -50,7 +50,7 @@ class Ask:
             merged.setdefault("diet", {"gluten": "gluten_free", "nut": "nut_allergy"}.get(diet[0], diet[0]))
         return merged
 
-    @property
+    @cached_property
     def traits(self) -> set[str]:
         "Ids, kinds and needs of the constraints, and the party: what a sentence may be reserved for."
         return {self.party, *(c["id"] for c in self.constraints), *(c["kind"] for c in self.constraints), *(v for c in self.constraints for v in c.get("need", {}).values()),

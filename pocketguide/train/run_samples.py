@@ -344,6 +344,7 @@ class Shape:
     name: str  # of the folder of its results
     valid: object  # its compiled validator
     form: ClassVar[bool] = False
+    subject: ClassVar[bool] = False
 
     @classmethod
     def of(cls, schema: dict | str | Path) -> "Shape":
@@ -360,7 +361,7 @@ class Shape:
         "The system prompt that asks for it."
         return schema_prompt(self.schema)
 
-    def chat(self, question: str, form: str = "") -> list[dict]:
+    def chat(self, question: str, form: str = "", subject: str = "") -> list[dict]:
         "The messages that ask `question`."
         return chat_messages(question, self.prompt)
 

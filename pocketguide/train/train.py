@@ -142,7 +142,7 @@ def add_adapter(model, cfg: Config):
     except ValueError as e:
         raise UserError(f"lora.target_modules {targets!r} does not fit {cfg.base_model_id}", "config", str(e).splitlines()[0][:200]) from None
     peft.peft_config["default"].base_model_name_or_path = cfg.base_model_id
-    return peft
+    return peft.train()  # also the base's layers, which come in evaluation mode: they would ignore gradient checkpointing
 
 
 def compile_layers(peft) -> None:
