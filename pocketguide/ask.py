@@ -400,10 +400,10 @@ class TorchModel:
         from pocketguide.generate import choose
         return dict(zip(PAYLOAD_TYPES, choose(self.engine, [prompt], PAYLOAD_TYPES)[0]))
 
-    def subject(self, prompt: list[int], form: str) -> str:
-        "What the model takes the question to be about, in its words, after it said the form."
+    def subject(self, question: str, form: str) -> str:
+        "What the model takes a question to be about that is answered in `form`, in its words."
         from pocketguide.generate import subjects
-        return subjects(self.engine, [prompt], [form])[0]
+        return subjects(self.engine, [question], [form])[0]
 
     def generate(self, prompt: list[int], heard, payload_type: str | None = None, schema: dict | None = None) -> tuple[str, str, int]:
         "(text, finish reason, tokens) of one answer. The engine reads the text of each new token to know when the JSON has closed, and there it is heard."
@@ -521,18 +521,14 @@ class Guide:
         checked_type(payload_type)
         return without_specials(checked_question(question), self.model.tokenizer.all_special_tokens)
 
-    def _asking_form(self, question: str) -> list[int]:
-        "The prompt that asks which form a question wants."
-        from pocketguide.models import chat_messages, encode_chat
-        return encode_chat(self.model.tokenizer, chat_messages(self.cleaned(question), form_prompt(self.shown.subject)))[0]
-
     def forms(self, question: str) -> dict[str, float | None]:
         "How sure the model is of each form that the question may want (None: its engine does not say). Empty for runs that were not trained with the form line."
-        return self.model.forms(self._asking_form(question)) if self.shown.form else {}
+        from pocketguide.models import chat_messages, encode_chat
+        return self.model.forms(encode_chat(self.model.tokenizer, chat_messages(self.cleaned(question), form_prompt()))[0]) if self.shown.form else {}
 
     def subject(self, question: str, form: str | None) -> str:
         "What the model takes a question to be about that is answered in `form`, in its words. Empty for itineraries, and for runs that were not trained with the subject line."
-        return self.model.subject(self._asking_form(question), form) if self.shown.subject and form else ""
+        return self.model.subject(self.cleaned(question), form) if self.shown.subject and form else ""
 
     def messages(self, question: str, payload_type: str | None = None, facts: str | None = None, subject: str = "") -> list[dict]:
         """The chat that asks a question, as the run was trained: with the form of its answer and its subject, or where the run knows no form line with a sentence that asks for the form; with the facts of its destination

@@ -111,8 +111,8 @@ class TrainingConfig:
     max_grad_norm: float = 1.0
     group_by_length: bool = False  # batches of examples of similar length, in random order: less padding, another order of the examples
     eval_rows: int = 0  # rows of data.val, from the first, for the validation loss; 0 = all
-    select_best: str = "last"  # whose adapter is kept: the last epoch's, or that of the epoch with the lowest loss or with the most schema_valid answers on data.val
-    select_rows: int = 48  # select_best schema_valid: rows of data.val, from the first, answered after each epoch
+    select_best: str = "last"  # whose adapter is kept: the last epoch's, or that of the epoch with the lowest loss or with the most answers on data.val that are schema_valid, or semantic_valid
+    select_rows: int = 48  # select_best schema_valid or semantic_valid: rows of data.val, from the first, answered after each epoch
     select_tokens: int = 1024  # token limit of those answers
     patience: int = 0  # stop after so many epochs without improvement; 0 = never
 
@@ -180,7 +180,7 @@ _CHOICES = {
     "runtime.quantization": ("none", "nf4", "int8"),
     "runtime.layout": ("auto", "packed", "padded"),
     "training.lr_scheduler": ("cosine", "linear", "constant", "constant_with_warmup"),
-    "training.select_best": ("last", "loss", "schema_valid"),
+    "training.select_best": ("last", "loss", "schema_valid", "semantic_valid"),
 }
 _POSITIVE = ("data.max_seq_len", "lora.r", "lora.alpha", "training.num_epochs", "training.learning_rate", "training.effective_batch_size",
              "training.micro_batch_size", "training.max_grad_norm", "training.select_rows", "training.select_tokens",
@@ -211,7 +211,7 @@ def _verify(cfg: Config, source: str) -> Config:
     if cfg.runtime.capture and (cfg.runtime.gradient_checkpointing or cfg.runtime.quantization != "none"):
         raise UserError("runtime.capture records neither gradient_checkpointing nor quantised weights", source, "leave one of them out")
     if t.patience and t.select_best == "last":
-        raise UserError(f"training.patience is {t.patience}, but training.select_best last knows no improvement", source, "set training.select_best to schema_valid or loss")
+        raise UserError(f"training.patience is {t.patience}, but training.select_best last knows no improvement", source, "set training.select_best to schema_valid, semantic_valid or loss")
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", cfg.name):
         raise UserError(f"name {cfg.name!r} cannot be part of a folder's name", source, "use letters, digits, dots and dashes")
     return cfg

@@ -36,7 +36,7 @@ from transformers.masking_utils import sdpa_mask
 from .config import UserError
 from .constrain import Grammar, Masks, apply_mask
 from .models import chat_messages, encode_chat
-from .schema import PAYLOAD_TYPES, form_prompt
+from .schema import PAYLOAD_TYPES, form_prompt, subject_prompt
 
 warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*", category=FutureWarning)  # PEFT reads a name that transformers 5.20 changed
 
@@ -598,19 +598,19 @@ class Wanted(NamedTuple):
     subject: str = ""  # in the model's words; empty where it was not asked, or has none
 
 
-def subjects(engine: Engine, prompts: list[list[int]], forms: Sequence[str]) -> list[str]:
-    "What the model takes each question to be about, whose form it said already: `prompts` are those of `form_prompt(subject=True)`. Itineraries have no subject."
+def subjects(engine: Engine, questions: list[str], forms: Sequence[str]) -> list[str]:
+    "What the model takes each question to be about, whose answer has the payload type in `forms`. Itineraries have no subject."
     at = [i for i, form in enumerate(forms) if form != "itinerary"]
-    said = engine.go_on([prompts[i] + engine.tokenizer(f"{forms[i]}:", add_special_tokens=False)["input_ids"] for i in at], SUBJECT_TOKENS)
+    said = engine.go_on([encode_chat(engine.tokenizer, chat_messages(questions[i], subject_prompt(forms[i])))[0] for i in at], SUBJECT_TOKENS)
     found = {i: re.sub(r"[^\w -]", "", (text.strip().splitlines() or [""])[0]).strip() for i, text in zip(at, said)}
-    return [found.get(i, "") for i in range(len(prompts))]
+    return [found.get(i, "") for i in range(len(questions))]
 
 
 def recognise(engine: Engine, questions: list[str], subject: bool = False) -> list[Wanted]:
     "Which form of answer each question wants, and with `subject` what it is about, as the engine's model reads it."
-    prompts = [encode_chat(engine.tokenizer, chat_messages(q, form_prompt(subject)))[0] for q in questions]
+    prompts = [encode_chat(engine.tokenizer, chat_messages(q, form_prompt()))[0] for q in questions]
     forms = [max(zip(PAYLOAD_TYPES, p), key=lambda form: form[1]) for p in choose(engine, prompts, PAYLOAD_TYPES)]
-    about = subjects(engine, prompts, [form for form, _ in forms]) if subject else [""] * len(forms)
+    about = subjects(engine, questions, [form for form, _ in forms]) if subject else [""] * len(forms)
     return [Wanted(*form, said) for form, said in zip(forms, about)]
 
 # %% ../nbs/13_generate.ipynb #common-prefix

@@ -27,7 +27,7 @@ from .runs import Run, published_runs, read_json, write_text
 # %% ../nbs/20_portfolio.ipynb #story-runs
 SUITES = {"fixed20_v1": "the 20 prompts that the project has always been measured on", "fixed200_v1": "composed prompts about places and in phrasings that no training set uses",
           "natural40_v1": "questions written by hand, the way people type"}  # the order in which they are shown
-CONTENT = {"type_right": "right form", "facts_right": "facts right", "constraints_met": "wishes met"}  # measures of content_metrics.json that the tables show
+CONTENT = {"type_right": "right form", "subject_right": "right subject", "facts_right": "facts right", "constraints_met": "wishes met"}  # measures of content_metrics.json that the tables show
 
 
 def story_runs(root: str | Path = "runs/train") -> list[Run]:
@@ -70,7 +70,7 @@ def results_rows(runs: list[Run]) -> list[dict]:
         sides = [(content(r, judged), "base" if name == "base" else "finetuned") for r in runs if judged and (name in ("base", r.name))]
         found = next((c[side] for c, side in reversed(sides) if side in c), None)
         for key, shown in CONTENT.items() if judged else ():
-            row[f"{shown}, {judged}"] = "" if found is None else rate_text(found[key]["k"], found[key]["n"]) if found[key]["n"] else "none"
+            row[f"{shown}, {judged}"] = "" if found is None or key not in found else rate_text(found[key]["k"], found[key]["n"]) if found[key]["n"] else "none"
     columns = list(dict.fromkeys(k for row in rows.values() for k in row))
     return [{c: row.get(c, "") for c in columns} for row in rows.values()]
 
@@ -135,7 +135,7 @@ def card_metadata(run: Run, cfg) -> dict:
 _LIMITS = """\
 - An answer that fits the contract can still be wrong, or of another form than was asked for: see the measures below.
 - The model knows few facts. What it says of a place comes from tables that are put into the prompt; it was not taught to know opening hours, prices, visa rules or anything that changes, and `verification_steps` says what to check.
-- Where nothing it has seen fits a question, it tends to answer the nearest one that it knows.
+- It knows some 240 subjects and gives general advice on the rest; where it takes a question for one of the subjects that it is not about, the whole answer is beside the point.
 - English only. Questions about travel only: others get travel answers.
 - It is no source for decisions about health, safety or law."""
 

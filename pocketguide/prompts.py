@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['fixed_holidays', 'namesakes', 'facts_block', 'question_facts', 'wishes_line', 'shown', 'chat', 'to_sft', 'subject',
-           'form_row']
+           'form_row', 'subject_row']
 
 # %% ../nbs/05_prompts.ipynb #9e7736c3
 import re
 from functools import lru_cache
 
 from .facts import Facts, UnknownDestination, currency_label, emergency_label, english_name, facts_for, find_place, main_airport, main_language
-from .schema import contract_prompt, form_answer, form_line, form_prompt, serialize
+from .schema import contract_prompt, form_line, form_prompt, serialize, subject_prompt
 from .wishes import asked
 
 # %% ../nbs/05_prompts.ipynb #plain
@@ -104,7 +104,15 @@ def subject(row: dict) -> str:
     return (row.get("entry") or (row.get("metadata") or {}).get("entry", "")).replace("-", " ")
 
 
-def form_row(row: dict, with_subject: bool = False) -> dict:
-    "The training row that asks which form a message wants, and what it is about; from anything that has `id`, `prompt` and `payload_type`."
-    return {"id": f"{row['id']}-form", "messages": [{"role": "system", "content": form_prompt(with_subject)}, {"role": "user", "content": row["prompt"]}],
-            "target": form_answer(row["payload_type"], subject(row) if with_subject else ""), "metadata": {"payload_type": row["payload_type"]}}
+def _asking(row: dict, what: str, system: str, target: str) -> dict:
+    return {"id": f"{row['id']}-{what}", "messages": [{"role": "system", "content": system}, {"role": "user", "content": row["prompt"]}], "target": target, "metadata": {"payload_type": row["payload_type"]}}
+
+
+def form_row(row: dict) -> dict:
+    "The training row that asks which form a message wants, from anything that has `id`, `prompt` and `payload_type`."
+    return _asking(row, "form", form_prompt(), row["payload_type"])
+
+
+def subject_row(row: dict) -> dict:
+    "The training row that asks what a message is about, its form being known; from anything that has a `subject` as well."
+    return _asking(row, "subject", subject_prompt(row["payload_type"]), subject(row))

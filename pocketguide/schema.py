@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PAYLOAD_TYPES', 'FORMS', 'MAX_DEPTH', 'CATEGORIES', 'load_schema', 'schema_hash', 'validator', 'outline',
-           'contract_prompt', 'form_prompt', 'form_answer', 'form_line', 'ParseProblem', 'parse_strict',
+           'contract_prompt', 'form_prompt', 'subject_prompt', 'form_line', 'ParseProblem', 'parse_strict',
            'parse_lenient', 'Problem', 'Verdict', 'repeats', 'type_name', 'json_path', 'strings', 'names_place',
            'semantic_problems', 'check', 'in_order', 'serialize', 'schema_prompt', 'unresolved', 'any_validator',
            'check_any']
@@ -87,15 +87,14 @@ FORMS = {
 }
 
 
-def form_prompt(subject: bool = False) -> str:
-    "The system prompt of the question which form of answer a message wants; to be answered with one of `PAYLOAD_TYPES`, and with `subject` by what it is about as well: see `form_answer`."
-    reply = "Reply with one of these words, then a colon and the subject in a few words." if subject else "Reply with one of these words."
-    return "\n".join(["A traveller writes. Which form of answer is wanted?", *(f"{name}: {FORMS[name]}" for name in PAYLOAD_TYPES), reply])
+def form_prompt() -> str:
+    "The system prompt of the question which form of answer a message wants; to be answered with one of `PAYLOAD_TYPES`."
+    return "\n".join(["A traveller writes. Which form of answer is wanted?", *(f"{name}: {FORMS[name]}" for name in PAYLOAD_TYPES), "Reply with one of these words."])
 
 
-def form_answer(payload_type: str, subject: str = "") -> str:
-    "The answer to `form_prompt`: `procedure`, or `procedure: lost phone`."
-    return f"{payload_type}: {subject}" if subject else payload_type
+def subject_prompt(payload_type: str) -> str:
+    "The system prompt of the question what a message is about whose answer has this form; to be answered with a few words, as `lost phone`."
+    return f"A traveller writes. What is wanted is a {payload_type} ({FORMS[payload_type]}). What is it about? Reply with the subject in a few words."
 
 
 def form_line(payload_type: str, subject: str = "") -> str:

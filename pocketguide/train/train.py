@@ -39,7 +39,7 @@ from ..config import Config, DataConfig, Parser, UserError, command, load_config
 from ..generate import Engine, free_bytes, recognise
 from ..metrics import PALETTE, wilson
 from ..models import Ranks, base_hash, encode_chat, encode_chats, join_ranks, leave_ranks, load_model, load_tokenizer, pick_device, pick_dtype
-from ..prompts import form_row, subject, to_sft
+from ..prompts import form_row, subject, subject_row, to_sft
 from ..runs import JsonlLog, Run, create_run, file_hash, folder_hash, lock, open_run, read_json, read_jsonl, versions, write_jsonl
 from ..schema import check
 from .passes import IGNORE, Layout, Passes, attending, can_pack, deal, fused, target_loss
@@ -320,14 +320,16 @@ class GenerationEval(TrainerCallback):
     def on_evaluate(self, args, state, control, metrics, **kwargs):
         if self.select:  # one number that orders epochs by valid answers, then by semantically valid ones, then by loss
             loss, (valid, right) = metrics["eval_loss"], self.selected
-            metrics["eval_schema_valid"] = valid + (right + (1 / (2 + loss) if math.isfinite(loss) else 0)) / (self.select + 1)
+            last = 1 / (2 + loss) if math.isfinite(loss) else 0
+            metrics["eval_schema_valid"] = valid + (right + last) / (self.select + 1)
+            metrics["eval_semantic_valid"] = right + (valid + last) / (self.select + 1)
 
 # %% ../../nbs/14_train.ipynb #training-arguments
 def training_arguments(cfg: Config, run: Run, device: torch.device, examples: int) -> TrainingArguments:
     "The config in `Trainer`'s words, for `examples` training rows: evaluation and a checkpoint every epoch, nothing reported elsewhere."
     t, cuda = cfg.training, device.type == "cuda"
     steps = t.max_steps or t.num_epochs * math.ceil(examples / t.effective_batch_size)
-    select = {"load_best_model_at_end": True, "metric_for_best_model": t.select_best, "greater_is_better": t.select_best == "schema_valid", "save_total_limit": 2,
+    select = {"load_best_model_at_end": True, "metric_for_best_model": t.select_best, "greater_is_better": t.select_best != "loss", "save_total_limit": 2,
               "restore_callback_states_from_checkpoint": t.patience > 0}
     checkpointing = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False, "every_n_layers": cfg.runtime.checkpoint_every}}
     if cuda and cfg.runtime.liger and not is_liger_kernel_available():
@@ -365,7 +367,8 @@ def read_forms(cfg: Config) -> list[dict]:
     if not cfg.training.group_by_length:
         raise UserError("data.form_line mixes short questions with long answers", "training.group_by_length", "set it to true, so that no batch holds both")
     files = [cfg.data.train, *([cfg.data.forms] if cfg.data.forms else [])]
-    rows = [form_row(r, cfg.data.subject_line) for path in files for r in read_jsonl(path, required=("id", "prompt", "payload_type"), unique="id", kind="questions")]
+    asked = [r for path in files for r in read_jsonl(path, required=("id", "prompt", "payload_type"), unique="id", kind="questions")]
+    rows = [form_row(r) for r in asked] + [subject_row(r) for r in asked if cfg.data.subject_line and subject(r)]
     random.Random(cfg.seed).shuffle(rows)
     return rows
 
@@ -478,7 +481,7 @@ def _answer_limit(train_set: SFTDataset) -> int:
 def _judges(cfg: Config, log: RunLog, tokenizer, train_set: SFTDataset, eval_prompts: int, ranks: Ranks) -> list[TrainerCallback]:
     "What looks at an epoch when it is over: answers to prompts, for the log and for the choice of the best epoch, and the patience with it."
     t = cfg.training
-    select = t.select_rows if t.select_best == "schema_valid" else 0
+    select = t.select_rows if t.select_best in ("schema_valid", "semantic_valid") else 0
     judges = [EarlyStoppingCallback(t.patience)] if t.patience else []
     if most := max(select, eval_prompts):
         limit = t.select_tokens if select else _answer_limit(train_set)
@@ -491,8 +494,8 @@ def _judges(cfg: Config, log: RunLog, tokenizer, train_set: SFTDataset, eval_pro
 def _selected(by: str, log: list[dict], step: int) -> dict:
     "The epoch whose adapter was kept: after which step, and what the log says of it (None for what was not asked)."
     said = {k: v for r in log if r["step"] == step for k, v in r.items()}
-    valid, n = (said.get(f"select_{a}", said.get(b)) for a, b in (("valid", "schema_valid"), ("prompts", "prompts")))
-    return {"by": by, "epoch": said["epoch"], "step": step, "schema_valid": valid, "n": n, "val_loss": said["eval_loss"]}
+    valid, right, n = (said.get(f"select_{a}", said.get(b)) for a, b in (("valid", "schema_valid"), ("semantic", "semantic_valid"), ("prompts", "prompts")))
+    return {"by": by, "epoch": said["epoch"], "step": step, "schema_valid": valid, **({"semantic_valid": right} if by == "semantic_valid" else {}), "n": n, "val_loss": said["eval_loss"]}
 
 
 def _provenance(cfg: Config, run: Run, device, train_set: SFTDataset, result, seconds: float, start_step: int, best_step: int | None, how: dict) -> dict:
@@ -606,7 +609,7 @@ def _say(run: Run) -> None:
 
 def _kept(s: dict) -> str:
     "Which epoch's adapter was kept, where there was a choice."
-    measure = {"last": "", "loss": f"validation loss {s['val_loss']:.3f}", "schema_valid": f"{s['schema_valid']} of {s['n']} answers schema-valid"}[s["by"]]
+    measure = {"last": "", "loss": f"validation loss {s['val_loss']:.3f}", **{by: f"{s.get(by)} of {s['n']} answers {by.replace('_', '-')}" for by in ("schema_valid", "semantic_valid")}}[s["by"]]
     return f"; kept epoch {s['epoch']:g} ({measure})" if measure else ""
 
 # %% ../../nbs/14_train.ipynb #d56bc747
