@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SUITES', 'CONTENT', 'MARKS', 'HUB_NAMES', 'BOARD_WATTS', 'GRID_GRAMS', 'WIDTH', 'story_runs', 'suites_of', 'variant',
-           'content', 'results_rows', 'results_table', 'renew_readme', 'training_cost', 'cost_lines', 'card_metadata',
-           'model_card', 'axes', 'figure', 'tiles', 'plot_measures', 'speed_rows', 'plot_speed', 'story', 'executed',
-           'page', 'build_page', 'write_readme', 'write_cards', 'main']
+           'content', 'results_rows', 'training_times', 'results_table', 'renew_readme', 'training_cost', 'cost_lines',
+           'card_metadata', 'model_card', 'axes', 'figure', 'tiles', 'plot_measures', 'speed_rows', 'plot_speed',
+           'story', 'executed', 'page', 'build_page', 'write_readme', 'write_cards', 'main']
 
 # %% ../nbs/20_portfolio.ipynb #ca9c732b
 import base64
@@ -75,9 +75,21 @@ def results_rows(runs: list[Run]) -> list[dict]:
     return [{c: row.get(c, "") for c in columns} for row in rows.values()]
 
 
-def results_table(runs: list[Run]) -> str:
-    "What stands between README's markers."
-    return markdown_table(results_rows(runs)) + "\n\nCounts, per cent and 95 % Wilson interval; written by `python -m pocketguide.portfolio --readme` from the published runs."
+def training_times(folder: str | Path) -> str:
+    "How long a whole training takes, in one sentence, from the `train_speed_*.json` in `folder`: the first version's on a CPU beside today's, and today's on a GPU. Empty where they are not there."
+    rows = {(p.stem.rsplit("_", 1)[1], r["method"]): r for p in sorted(Path(folder).glob("train_speed_*.json")) for part in ("cpu", "v2") for r in read_json(p)["parts"].get(part, {"rows": []})["rows"] if r.get("whole_s")}
+    ours, first, fast = rows.get(("cpu", "ours")), rows.get(("cpu", "first")), rows.get(("cuda", "ours_capture"))
+    if not (ours and first):
+        return ""
+    gpu = f", and {fast['whole_s']:.0f} seconds on one {fast['device']}" if fast else ""
+    return (f"Training v4 takes {ours['whole_s'] / 60:.0f} minutes on a {ours['device'].replace(', ', ' with ')} (the project's first version: {first['whole_s'] / 60:.0f}){gpu}; whole trainings reckoned from measured steps and start, "
+            "`benchmarks/train_speed.py`.")
+
+
+def results_table(runs: list[Run], bench: str | Path = "benchmarks/results") -> str:
+    "What stands between README's markers; how long training takes is read from the measurements in `bench`."
+    notes = ["Counts, per cent and 95 % Wilson interval; written by `python -m pocketguide.portfolio --readme` from the published runs.", training_times(bench)]
+    return "\n\n".join(filter(None, [markdown_table(results_rows(runs)), *notes]))
 
 
 def renew_readme(text: str, table: str, where: object = "README.md") -> str:
@@ -442,7 +454,7 @@ def write_readme(path: str | Path, root: str | Path = "runs/train") -> bool:
         old = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as e:
         raise UserError("cannot read the file", path, getattr(e, "strerror", None) or "it is not UTF-8 text") from None
-    new = renew_readme(old, results_table(story_runs(root)), path)
+    new = renew_readme(old, results_table(story_runs(root), Path(path).resolve().parent / "benchmarks/results"), path)
     if new != old:
         write_text(path, new)
     return new != old
