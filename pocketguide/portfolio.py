@@ -82,7 +82,7 @@ def training_times(folder: str | Path) -> str:
     if not (ours and first):
         return ""
     gpu = f", and {fast['whole_s']:.0f} seconds on one {fast['device']}" if fast else ""
-    return (f"Training v4 takes {ours['whole_s'] / 60:.0f} minutes on a {ours['device'].replace(', ', ' with ')} (the project's first version: {first['whole_s'] / 60:.0f}){gpu}; whole trainings reckoned from measured steps and start, "
+    return (f"Training v4 takes {ours['whole_s'] / 60:.0f} minutes on a {ours['device'].replace('cpu, ', 'CPU with ')} (the project's first version: {first['whole_s'] / 60:.0f}){gpu}; whole trainings reckoned from measured steps and start, "
             "`benchmarks/train_speed.py`.")
 
 
