@@ -22,6 +22,7 @@ import yaml
 from .config import Parser, UserError, command, nearest
 from .facts import country_code, fold
 from .runs import file_hash
+from .schema import PAYLOAD_TYPES
 
 # %% ../nbs/07_bank.ipynb #one
 def one(rng: random.Random, seq: Sequence):
@@ -62,8 +63,8 @@ TAGS = {kind: tuple(words.split()) for kind, words in TAGS.items()}
 PLACEHOLDERS = ("city", "country", "currency", "emergency", "language", "airport", "days", "amount", "money", "budget", "ask", "where",
                 "with", "thing", "features", "features_cap", "days_cap", "holiday", "a", "a_cap", "b", "calling", "other")
 FILES = ("destinations", "prompts", "constraints", "situations", "choices", "checklists", "activities", "frames")
-TELLINGS = ("tellings_any", "tellings_any_more", "tellings", "tellings_more", "tellings_situations", "tellings_themes", "tellings_choices", "tellings_trips", "tellings_long_situations", "tellings_long_themes",
-            "tellings_long_choices", "tellings_long_trips")  # whole messages of travellers; later layers may have them
+TELLINGS = ("tellings", "tellings_more", "tellings_situations", "tellings_themes", "tellings_choices", "tellings_trips", "tellings_long_situations", "tellings_long_themes",
+            "tellings_long_choices", "tellings_long_trips", "forms", "forms_more", "tellings_any", "tellings_any_more")  # whole messages of travellers; later layers may have them
 UNLISTED = "other-"  # how the ids of entries begin that answer, in general terms, what has no entry of its own
 
 # %% ../nbs/07_bank.ipynb #walk
@@ -136,13 +137,13 @@ def _read(path: Path, name: str) -> object:
 
 # %% ../nbs/07_bank.ipynb #tellings
 def _tellings(bank: dict, told: Sequence[tuple[Path, dict]]) -> dict:
-    "The tellings of all layers as one mapping: messages by situation, theme and choice, those about a whole trip of some days, and those that leave the number of days open."
-    entries = {"situations": bank["situations"], "choices": bank["choices"], "themes": bank["checklists"].get("themes", ()) if isinstance(bank["checklists"], dict) else ()}
-    out = {"situations": {}, "themes": {}, "choices": {}, "trips": [], "undated": []}
+    "The tellings of all layers as one mapping: messages by situation, theme and choice, those about a whole trip of some days, and those of any subject by the form that they want."
+    entries = {"situations": bank["situations"], "choices": bank["choices"], "themes": bank["checklists"].get("themes", ()) if isinstance(bank["checklists"], dict) else (), "forms": [{"id": kind} for kind in PAYLOAD_TYPES]}
+    out = {"situations": {}, "themes": {}, "choices": {}, "trips": [], "forms": {}}
     for path, part in told:
         for kind, messages in part.items() if isinstance(part, dict) else [(str(part)[:20], None)]:
             if kind not in out or not isinstance(messages, type(out[kind])):
-                raise UserError(f"tellings have no {kind!r} of this shape", path, "they are situations, themes and choices: lists of messages by id; and trips and undated: one list each")
+                raise UserError(f"tellings have no {kind!r} of this shape", path, "they are situations, themes, choices and forms: lists of messages by id; and trips: one list")
             known = {e["id"] for e in entries.get(kind, ()) if isinstance(e, dict) and "id" in e}
             for entry in messages if kind in entries else ():
                 if entry not in known:

@@ -325,22 +325,23 @@ def draw_suite(builder: Builder, name: str) -> list[dict]:
 
 # %% ../nbs/10_data.ipynb #draw-forms
 def draw_forms(builder: Builder) -> list[dict]:
-    "Questions with the form that they want, and the entry that would answer them, but without an answer: the four types in turn."
+    "Questions with the form that they want (and, where the version has general entries, the `entry` that would answer them), but without an answer: the four types in turn."
     bank, rows = builder.bank, []
-    plan = replace(builder.plan, unlisted=builder.plan.any_subject)
+    general = builder.plan.unlisted > 0
+    plan = replace(builder.plan, unlisted=builder.plan.any_subject) if general else builder.plan
     places = builder.places(f"{plan.seed}/forms", "train")
     for i in range(plan.forms):
         row_id, kind, place = f"{plan.version}-form-{i:05}", PAYLOAD_TYPES[i % 4], places[i % len(places)]
         rng = random.Random(f"{plan.seed}/{row_id}")
-        if kind == "itinerary" and rng.random() < plan.any_subject:
-            text = builder.tally.least(rng, bank["tellings"]["undated"], kind="undated")
+        if (kind == "itinerary" or not general) and rng.random() < plan.any_subject:
+            text = builder.tally.least(rng, bank["tellings"]["forms"][kind], kind="any subject")
             ask = Ask(row_id, kind, place, facts_for(place["name"], place["country"]), "train", core={"text": text, "named": False, "told": True})
         else:
             ask = draw_ask(rng, row_id, kind, place, "train", bank, builder.tally, plan)
         prompt = compose_prompt(rng, ask, bank, builder.tally, plan.noise, plan.hurried) if ask else ""
         if prompt and prompt.lower() not in builder.prompts:
             builder.prompts.add(prompt.lower())
-            rows.append({"id": row_id, "prompt": prompt, "payload_type": kind, "destination": place["name"], "entry": ask.entry.get("id", "")})
+            rows.append({"id": row_id, "prompt": prompt, "payload_type": kind, "destination": place["name"], **({"entry": ask.entry.get("id", "")} if general else {})})
     return rows
 
 
@@ -388,9 +389,10 @@ def _sha(text: str) -> str:
 # %% ../nbs/10_data.ipynb #bd886a26
 PLANS = {
     "v2": Plan("v2", {"train": 160, "val": 60, "test": 60}, {1: 0.5, 2: 0.3, 3: 0.14, 4: 0.06}, {"fixed20_v1": (20, "test"), "fixed200_v1": (200, "suite")}, nodes=7, pack_above=200_000),
-    "v3": Plan("v3", {"train": 8000, "val": 120, "test": 120}, {1: 0.27, 2: 0.26, 3: 0.2, 4: 0.11, 5: 0.06, 6: 0.03, 7: 0.04, 8: 0.01, 10: 0.02}, bank=("v2", "v3"), tellings=0.72, forms=16000, unlisted=0.16, facts=True, unknown=0.06,
+    "v3": Plan("v3", {"train": 8000, "val": 120, "test": 120}, {1: 0.27, 2: 0.26, 3: 0.2, 4: 0.11, 5: 0.06, 6: 0.03, 7: 0.04, 8: 0.01, 10: 0.02}, bank=("v2", "v3"), tellings=0.72, forms=8000, facts=True, unknown=0.06,
                ordered_trees=True, resized_steps=True, fact_rate=2.0, shared=0.75, longest=3900, sft=False, pack_above=200_000, hurried={"lower": 9, "upper": 2, "typos": 8, "bare": 6, "short": 5}),
 }
+PLANS["v4"] = replace(PLANS["v3"], version="v4", bank=("v2", "v3", "v4"), unlisted=0.16)  # general entries answer what has none of its own; questions come with their entry
 
 # %% ../nbs/10_data.ipynb #build
 def build(version: str = "v2", content: str | Path = "data/content", plan: Plan | None = None, suites_folder: str | Path | None = None) -> Built:

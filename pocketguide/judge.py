@@ -362,7 +362,7 @@ def _own_words(content: str, layers: tuple[str, ...]) -> dict[str, dict[str, lis
 def subject_of(
     response: dict,  # a schema-valid answer
     content: str | Path = "data/content",
-    layers: Sequence[str] = ("v2", "v3"),
+    layers: Sequence[str] = ("v2", "v3", "v4"),
 ) -> str:
     "The entry of the content bank whose own sentences the answer says most of; empty for itineraries, and where it says fewer than two of any."
     entries = _own_words(str(content), tuple(layers)).get(response["payload_type"], {})
