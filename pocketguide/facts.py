@@ -661,7 +661,7 @@ _TO = {"in", "to", "at", "for", "around", "near", "visiting", "visit", "into", "
 _PLACE_WORDS = {"in", "to", "at", "around", "near", "visiting", "visit", "exploring"}  # what a town or an everyday word needs before it
 _HERE = re.compile(r"\b(?:here in|here at|am in|are in|im in|i'm in|we're in|now in|stuck in|landed in|arrived in|arrive in|sitting in|is in) (?:the )?$")
 _AWAY = re.compile(r"\b(?:from|via|leaving|leave|left|departing|out of|instead of|rather than|than|not|not in|not to|was in|were in|been to|been in|"
-                   r"live in|living in|lives in|based in|when (?:i'm|we're|i am|we are) back in|last (?:year|time|week|month|spring|summer|autumn|winter) in|agency in|(?:back|at) home in|born in|raised in|grew up in|work in|office in|"
+                   r"live in|living in|lives in|based in|(?:back|at) home in|born in|raised in|grew up in|work in|office in|"
                    r"transit in|changing in|change planes in|connection in|connecting in|connecting through|flying through|back to|home to|"
                    r"return to|home is|i'm|i am|hi|hello|hey|dear|airport of) (?:the |my |our )?$")
 _KIN = (r"friends?|brother|sister|wife|husband|partner|son|daughter|boss|colleague|uncle|aunt|cousin|girlfriend|boyfriend|fiancee?|nephew|niece|"
@@ -822,7 +822,6 @@ def _context(text: str, before: str, near: str, start: int, end: int) -> float |
     if _PAPERS.match(after): return -3
     if _PASSING.search(before): return -0.5
     if _HERE.search(before) or _STAY.search(before): return 2
-    if re.match(r"\s+(?:as|is|for) (?:a|my|our|the)?\s?base\b", after): return 2
     if re.match(r"\s+to\s", after) and near not in _TO: return -1  # Rome to Florence
     return 1.5 if near in _PLACE_WORDS else 1 if near in _TO else 0
 
@@ -874,7 +873,7 @@ def _misspelt(text: str, words: list[_Word], mode: str, found: list[_Mention]) -
     for n in (4, 3, 2, 1):
         for i in range(len(words) - n + 1):
             start, end = words[i].start, words[i + n - 1].end
-            if any(m.start <= start and end <= m.end for m in found) or good and not any(start <= m.start and m.end <= end for m in found): continue
+            if any((m.start, m.end) == (start, end) for m in found) or good and not any(start <= m.start and m.end <= end for m in found): continue
             if not all(_LINK.fullmatch(w.gap) for w in words[i + 1:i + n]): continue
             key = fold(text[start:end])
             if not (name := _mended(key)) or n > 1 and words[i].text.lower() in _NO_START: continue
