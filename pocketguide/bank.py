@@ -235,7 +235,7 @@ class Line(NamedTuple):
     "What the bank says in one place."
     where: str  # file and keys, entries by their ids
     text: str
-    part: str  # question, telling, title or answer
+    part: str  # question, telling, form (a telling by its form alone, which a later layer may sort by its entry), title or answer
 
 
 _RULES = {"sense", "clash", "ground", "apart", "unwanted", "company", "features", "days"}  # of frames.yaml
@@ -260,8 +260,8 @@ def lines(bank: dict) -> Iterator[Line]:
         if not isinstance(leaf, str) or path[0] == "destinations" or (path[0] != "tellings" and key in _LABELS) or (path[0] == "frames" and path[1] in _RULES):
             continue
         asked = path[0] == "prompts" or {"say", "asks"} & set(path)
-        part = "telling" if path[0] == "tellings" else "question" if asked else "title" if key == "title" else "answer"
-        for text in [leaf] if part in ("question", "telling") else _SENTENCE.split(leaf.strip()):
+        part = "form" if path[:2] == ("tellings", "forms") else "telling" if path[0] == "tellings" else "question" if asked else "title" if key == "title" else "answer"
+        for text in [leaf] if part in ("question", "telling", "form") else _SENTENCE.split(leaf.strip()):
             yield Line(_address(bank, path), text, part)
 
 # %% ../nbs/07_bank.ipynb #finding
@@ -339,7 +339,7 @@ def stated(line: Line, cities: set[str], words: set[str]) -> list[str]:
     return list(dict.fromkeys(found))
 
 # %% ../nbs/07_bank.ipynb #lint
-LIMITS = {"question": (160, 30), "telling": (250, 45), "title": (60, 12), "answer": (120, 18)}  # characters and words of a sentence, by part
+LIMITS = {"question": (160, 30), "telling": (250, 45), "form": (250, 45), "title": (60, 12), "answer": (120, 18)}  # characters and words of a sentence, by part
 
 
 def lint(bank: dict) -> list[Finding]:

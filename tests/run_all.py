@@ -72,7 +72,7 @@ def commands() -> str | None:
                  ("run_samples --schema", lambda: ["pocketguide.train.run_samples", "--schema", "eval/other/bug_report.schema.json", "--run_dir", *runs.glob("*"), "--prompts", tmp / "suite_v1.jsonl", "--max_new_tokens", "8", "--quiet"]),
                  ("judge", lambda: ["pocketguide.judge", "--run_dir", *runs.glob("*"), "--suites", tmp]),
                  ("failure_analysis", lambda: ["pocketguide.failure_analysis", "--run_dir", *runs.glob("*"), "--out", tmp / "report"]),
-                 ("bank", lambda: ["pocketguide.bank", "--lint", "--layers", "v2", "v3"]), ("facts", lambda: ["pocketguide.facts", "3 days in Lisbon"])]
+                 ("bank", lambda: ["pocketguide.bank", "--lint", "--layers", "v2", "v3", "v4"]), ("facts", lambda: ["pocketguide.facts", "3 days in Lisbon"])]
         steps += [("constrain", lambda: ["pocketguide.schema", "--lint"]), ("portfolio", lambda: ["pocketguide.portfolio", "--html", tmp / "page.html"]), ("quantize", lambda: ["pocketguide.quantize"]), ("ask", lambda: ["pocketguide.ask"]), ("sweep", lambda: ["pocketguide.train.sweep"])]
         for name, argv in steps:
             module = argv()[0]
@@ -90,9 +90,9 @@ def commands() -> str | None:
             code, said = run(sys.executable, "-m", "pocketguide.ask", "--run_dir", *runs.glob("*"), "--max_new_tokens", "20", question)
             if code != want or "Traceback" in said or said.count("\n") != 1:
                 return f"python -m pocketguide.ask {question[:40]!r} exited {code}:\n{said[-2000:]}"
-        for name in ("train.jsonl", "val.jsonl", "test.jsonl", "sft_train.jsonl", "sft_val.jsonl"):
-            if (tmp / "data/v2" / name).read_bytes() != (ROOT / "data/v2" / name).read_bytes():
-                return f"data/v2/{name} is not what the builder makes"
+        made, kept = ({p.name: p.read_bytes() for p in (folder / "data/v2").iterdir()} for folder in (tmp, ROOT))
+        if made != kept:
+            return f"data/v2 is not what the builder makes: {sorted(n for n in made | kept if made.get(n) != kept.get(n))} differ"
     return None
 
 
