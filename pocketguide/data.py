@@ -388,7 +388,7 @@ def _sha(text: str) -> str:
 
 # %% ../nbs/10_data.ipynb #bd886a26
 PLANS = {
-    "v2": Plan("v2", {"train": 160, "val": 60, "test": 60}, {1: 0.5, 2: 0.3, 3: 0.14, 4: 0.06}, {"fixed20_v1": (20, "test"), "fixed200_v1": (200, "suite")}, nodes=7, pack_above=200_000),
+    "v2": Plan("v2", {"train": 160, "val": 60, "test": 60}, {1: 0.5, 2: 0.3, 3: 0.14, 4: 0.06}, {"fixed20_v1": (20, "test"), "fixed200_v1": (200, "suite")}, nodes=7, pack_above=400_000),
     "v3": Plan("v3", {"train": 8000, "val": 120, "test": 120}, {1: 0.27, 2: 0.26, 3: 0.2, 4: 0.11, 5: 0.06, 6: 0.03, 7: 0.04, 8: 0.01, 10: 0.02}, bank=("v2", "v3"), tellings=0.72, forms=8000, facts=True, unknown=0.06,
                ordered_trees=True, resized_steps=True, fact_rate=2.0, shared=0.75, longest=3900, sft=False, pack_above=200_000, hurried={"lower": 9, "upper": 2, "typos": 8, "bare": 6, "short": 5}),
 }
