@@ -289,7 +289,6 @@ def best_run(root: str | Path | None = None, suite: str = "fixed200_v1") -> Run:
 
 # %% ../nbs/19_ask.ipynb #answer
 SURE = 0.9  # a form that is recognised with less is worth a word to the user
-_UNLISTED = "other "  # how subjects without an entry of their own begin (bank.UNLISTED)
 
 
 @dataclass
@@ -317,8 +316,8 @@ class Answer:
     @property
     def general(self) -> str:
         "What to tell a user whose question is about something for which the training data have general advice alone, empty for others."
-        return "nothing was written for a question like this one: the advice is general" if self.subject.startswith(_UNLISTED) else ""
-
+        from pocketguide.bank import UNLISTED
+        return "nothing was written for a question like this one: the advice is general" if self.subject.replace(" ", "-").startswith(UNLISTED) else ""
 
 
 class NoValidAnswer(Exception):

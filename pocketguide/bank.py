@@ -137,7 +137,7 @@ def _read(path: Path, name: str) -> object:
 
 # %% ../nbs/07_bank.ipynb #tellings
 def _tellings(bank: dict, told: Sequence[tuple[Path, dict]]) -> dict:
-    "The tellings of all layers as one mapping: messages by situation, theme and choice, those about a whole trip of some days, and those of any subject by the form that they want."
+    "The tellings of all layers as one mapping: messages by situation, theme and choice, those about a whole trip, and those of any subject by the form that they want."
     entries = {"situations": bank["situations"], "choices": bank["choices"], "themes": bank["checklists"].get("themes", ()) if isinstance(bank["checklists"], dict) else (), "forms": [{"id": kind} for kind in PAYLOAD_TYPES]}
     out = {"situations": {}, "themes": {}, "choices": {}, "trips": [], "forms": {}}
     for path, part in told:
@@ -145,11 +145,11 @@ def _tellings(bank: dict, told: Sequence[tuple[Path, dict]]) -> dict:
             if kind not in out or not isinstance(messages, type(out[kind])):
                 raise UserError(f"tellings have no {kind!r} of this shape", path, "they are situations, themes, choices and forms: lists of messages by id; and trips: one list")
             known = {e["id"] for e in entries.get(kind, ()) if isinstance(e, dict) and "id" in e}
-            for entry in messages if kind in entries else ():
+            for entry in messages if kind != "trips" else ():
                 if entry not in known:
                     raise UserError(f"{entry!r} is none of the {kind}", f"{path}: {kind}.{entry}", nearest(str(entry), known) if known else "the bank has none")
             for where, message in walk(messages, (kind,)):
-                if not isinstance(message, str) or len(where) != (3 if kind in entries else 2):
+                if not isinstance(message, str) or len(where) != (2 if kind == "trips" else 3):
                     raise UserError("a telling is no list of messages", f"{path}: {'.'.join(map(str, where))}", "write one message a line, in quotes")
         out = merged(out, part)
     return out
@@ -219,7 +219,7 @@ def sizes(bank: dict) -> dict[str, int]:
     told = bank.get("tellings", {})
     return {"situations": len(bank["situations"]), "choices": len(bank["choices"]), "themes": len(bank["checklists"]["themes"]), "checklist items": len(bank["checklists"]["items"]),
             "activities": len(bank["activities"]["activities"]), "constraints": len(bank["constraints"]["constraints"]), "destinations": len(bank["destinations"]),
-            "tellings": sum(len(t) if isinstance(t, list) else sum(map(len, t.values())) for kind, t in told.items())}
+            "tellings": sum(len(t) if kind == "trips" else sum(map(len, t.values())) for kind, t in told.items())}
 
 
 def coverage_table(bank: dict, few: int = 6) -> str:

@@ -495,12 +495,6 @@ def judge_records(records: Sequence[dict]) -> dict:
     return judge_rows([{"prompt_id": r["id"], "schema_valid": True, "parsed_json": r["response"]} for r in records], records)
 
 # %% ../nbs/16_judge.ipynb #judge-run
-def _with_subjects(questions: list[dict], name: str, path: Path) -> list[dict]:
-    "`questions` of the suite `name` with the `subjects` that the file `path` has for them, if there is one."
-    known = read_json(path, "file of subjects").get(name, {}) if path.is_file() else {}
-    return [{**q, "subjects": known[q["id"]]} if q["id"] in known else q for q in questions]
-
-
 def judge_run(
     run: Run,
     suites: str | Path = "eval/suites",
@@ -510,6 +504,7 @@ def judge_run(
     "Suite name to `{run_id, suite, num_prompts, finetuned, base}` for every suite in the run's samples; `base` only where its answers are there. Writes nothing."
     home = Path(suites).resolve().parent
     subjects, content = Path(subjects or home / "subjects.json"), content or home.parent / "data/content"
+    known = read_json(subjects, "file of subjects") if subjects.is_file() else {}
     names = [s for s in run.suites if packed(run.samples(s) / "finetuned_outputs.jsonl").exists()]
     if not names:
         raise UserError("the run has no samples", run.path, "evaluate it with python -m pocketguide.train.run_samples")
@@ -519,7 +514,7 @@ def judge_run(
         if not path.is_file():
             raise UserError(f"there is no suite file for the samples {name!r}", path, "name the folder that holds it with --suites")
         questions = read_jsonl(path, required=("id", "prompt"), unique="id", kind="suite")
-        questions = _with_subjects(questions, name, subjects)
+        questions = [{**q, "subjects": known[name][q["id"]]} if q["id"] in known.get(name, ()) else q for q in questions]
         sides = {s: run.samples(name) / f"{s}_outputs.jsonl" for s in ("finetuned", "base")}
         rows = {s: read_jsonl(p, required=("prompt_id",), unique="prompt_id", kind="sample file", torn="drop") for s, p in sides.items() if packed(p).exists()}
         for side, sample in rows.items():
