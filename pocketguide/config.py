@@ -85,6 +85,7 @@ class DataConfig:
     form_line: bool = False  # the model is asked first which form of answer a question wants, and is shown what it said; in training, the right form and rows that ask for it
     forms: str = ""  # form_line: further questions with their form (and their subject); no answers
     subject_line: bool = False  # form_line: the model also says what the question is about, and is shown that; in training, the entry of the content bank
+    item_tokens: int = 700  # form_line: so many tokens of short questions (padding included) are one example of an effective batch; 700 are about an answer and its prompt
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,7 @@ class TrainingConfig:
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     group_by_length: bool = False  # batches of examples of similar length, in random order: less padding, another order of the examples
+    question_share: float = 1.0  # data.form_line: so much of the short questions in an epoch, and others in the next: forms are learnt sooner than sentences
     eval_rows: int = 0  # rows of data.val, from the first, for the validation loss; 0 = all
     select_best: str = "last"  # whose adapter is kept: the last epoch's, or that of the epoch with the lowest loss or with the most answers on data.val that are schema_valid, or semantic_valid
     select_rows: int = 48  # select_best schema_valid or semantic_valid: rows of data.val, from the first, answered after each epoch
@@ -182,7 +184,7 @@ _CHOICES = {
     "training.lr_scheduler": ("cosine", "linear", "constant", "constant_with_warmup"),
     "training.select_best": ("last", "loss", "schema_valid", "semantic_valid"),
 }
-_POSITIVE = ("data.max_seq_len", "lora.r", "lora.alpha", "training.num_epochs", "training.learning_rate", "training.effective_batch_size",
+_POSITIVE = ("data.max_seq_len", "data.item_tokens", "lora.r", "lora.alpha", "training.num_epochs", "training.learning_rate", "training.effective_batch_size",
              "training.micro_batch_size", "training.max_grad_norm", "training.select_rows", "training.select_tokens",
              "runtime.checkpoint_every")
 _NOT_NEGATIVE = ("training.eval_rows", "training.patience", "training.micro_batch_tokens")
@@ -208,6 +210,8 @@ def _verify(cfg: Config, source: str) -> Config:
     if not 0 <= cfg.lora.dropout < 1:
         raise UserError(f"lora.dropout is {cfg.lora.dropout}", source, "it must be at least 0 and below 1")
     t = cfg.training
+    if not 0 < t.question_share <= 1:
+        raise UserError(f"training.question_share is {t.question_share}", source, "it must be above 0 and at most 1")
     if cfg.runtime.capture and (cfg.runtime.gradient_checkpointing or cfg.runtime.quantization != "none"):
         raise UserError("runtime.capture records neither gradient_checkpointing nor quantised weights", source, "leave one of them out")
     if t.patience and t.select_best == "last":
