@@ -48,7 +48,7 @@ TITLES = {"trl": "TRL SFTTrainer, batch 8", "trl_packing": "TRL SFTTrainer, pack
           "ours_compile_capture": "train.train, compiled, CUDA graphs", "ours_liger": "train.train, packed, CUDA graphs, Liger", "ours_capture_4k": "train.train, packed, CUDA graphs, passes of 4,096 tokens",
           "ours_packed_8k": "train.train, packed, passes of 8,192 tokens", "ours_packed_2": "train.train, packed, every 2nd layer recomputed, passes of 2,048 tokens"}
 COMMON = ("training.effective_batch_size=8", "training.micro_batch_size=8", "training.group_by_length=false", "training.select_best=last", "training.patience=0", "training.eval_rows=8", "runtime.compile=false", "runtime.capture=false")
-V3 = ("data.form_line=false", "data.subject_line=false", "data.forms=''")  # answers only: their rows are the same for every method
+V3 = ("data.train=data/v3/train.jsonl", "data.val=data/v3/val.jsonl", "data.form_line=false", "data.subject_line=false", "data.forms=''")  # answers only: their rows are the same for every method
 PARTS = {  # config, overrides, steps, methods
     "v2": ("configs/train_lora_v4.yaml", COMMON, 60, ("trl", "trl_packing", "trl_liger", "accumulated", "first", "ours", "ours_compile", "ours_capture", "ours_capture_4k", "ours_capture_padded", "ours_liger")),
     "v3": ("configs/train_lora_v5.yaml", (*COMMON, *V3), 90, ("trl", "trl_packing", "trl_liger", "ours", "ours_compile", "ours_capture", "ours_capture_4k", "ours_capture_padded", "ours_liger")),

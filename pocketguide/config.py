@@ -111,7 +111,6 @@ class TrainingConfig:
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     group_by_length: bool = False  # batches of examples of similar length, in random order: less padding, another order of the examples
-    question_share: float = 1.0  # data.form_line: so much of the short questions in an epoch, and others in the next: forms are learnt sooner than sentences
     eval_rows: int = 0  # rows of data.val, from the first, for the validation loss; 0 = all
     select_best: str = "last"  # whose adapter is kept: the last epoch's, or that of the epoch with the lowest loss or with the most answers on data.val that are schema_valid, or semantic_valid
     select_rows: int = 48  # select_best schema_valid or semantic_valid: rows of data.val, from the first, answered after each epoch
@@ -210,8 +209,6 @@ def _verify(cfg: Config, source: str) -> Config:
     if not 0 <= cfg.lora.dropout < 1:
         raise UserError(f"lora.dropout is {cfg.lora.dropout}", source, "it must be at least 0 and below 1")
     t = cfg.training
-    if not 0 < t.question_share <= 1:
-        raise UserError(f"training.question_share is {t.question_share}", source, "it must be above 0 and at most 1")
     if cfg.runtime.capture and (cfg.runtime.gradient_checkpointing or cfg.runtime.quantization != "none"):
         raise UserError("runtime.capture records neither gradient_checkpointing nor quantised weights", source, "leave one of them out")
     if t.patience and t.select_best == "last":

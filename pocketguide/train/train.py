@@ -81,10 +81,10 @@ class SFTDataset(Dataset):
         "Tokens of every item's longest sequence."
         return [max(map(len, sequences(item, "input_ids"))) for item in self.items]
 
-    def num_tokens(self, share: float = 1.0) -> int:
-        "Prompt and target tokens together, of all answers and a share of the short questions."
-        answers, questions = (sum(len(ids) for item in part for ids in sequences(item, "input_ids")) for part in (self.items[: self.answers], self.items[self.answers :]))
-        return answers + round(share * questions)
+    @property
+    def num_tokens(self) -> int:
+        "Prompt and target tokens together."
+        return sum(len(ids) for item in self.items for ids in sequences(item, "input_ids"))
 
     @property
     def longest_answer(self) -> int:
@@ -209,33 +209,22 @@ def shuffled_groups(lengths: list[int], size: int, answers: int, generator: torc
 
 
 class EffectiveBatches(Sampler):
-    """Indices of the effective batches of an epoch, grouped by length or in random order. The order depends on seed and epoch alone. Of the items after the first `answers` an epoch has
-    `share`, in whole batches, and the next epochs have the others."""
+    "Indices of the effective batches of an epoch, grouped by length or in random order. The order depends on seed and epoch alone."
 
-    def __init__(self, lengths: list[int], size: int, seed: int, grouped: bool = False, answers: int | None = None, share: float = 1.0):
+    def __init__(self, lengths: list[int], size: int, seed: int, grouped: bool = False, answers: int | None = None):
         self.lengths, self.size, self.seed, self.grouped, self.epoch = lengths, size, seed, grouped, 0
         self.answers = len(lengths) if answers is None or not grouped else answers
-        questions = len(lengths) - self.answers
-        self.asked = min(questions, size * math.ceil(share * questions / size))  # in an epoch
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return math.ceil(self.answers / self.size) + math.ceil(self.asked / self.size)
-
-    def items(self) -> list[int]:
-        "What this epoch has, in order: all answers, and its share of the questions."
-        questions = len(self.lengths) - self.answers
-        turn = torch.randperm(questions, generator=torch.Generator().manual_seed(self.seed)).tolist()
-        return [*range(self.answers), *sorted(self.answers + turn[(self.epoch * self.asked + i) % questions] for i in range(self.asked))]
+        return math.ceil(self.answers / self.size) + math.ceil((len(self.lengths) - self.answers) / self.size)
 
     def __iter__(self):
         generator = torch.Generator().manual_seed(self.seed + 1_000_003 * self.epoch)
         if self.grouped:
-            items = self.items()
-            groups = shuffled_groups([self.lengths[i] for i in items], self.size, self.answers, generator)
-            return ([items[i] for i in group] for group in groups)
+            return iter(shuffled_groups(self.lengths, self.size, self.answers, generator))
         order = torch.randperm(len(self.lengths), generator=generator).tolist()
         return (order[i : i + self.size] for i in range(0, len(order), self.size))
 
@@ -456,7 +445,7 @@ def train(
         if checkpoint and (epochs := _stopped_after(checkpoint, t.patience)):
             args.num_train_epochs, args.max_steps = epochs, -1  # nothing is left to train
         trainer = TargetTrainer(model=model, args=args, train_dataset=train_set, eval_dataset=val_set, layout=layout, ranks=ranks, capture=captures(cfg, model.device),
-                                batches=EffectiveBatches(train_set.widths, t.effective_batch_size, cfg.seed, t.group_by_length, train_set.answers, t.question_share), callbacks=[log, *_judges(cfg, log, tokenizer, train_set, eval_prompts, ranks)])
+                                batches=EffectiveBatches(train_set.widths, t.effective_batch_size, cfg.seed, t.group_by_length, train_set.answers), callbacks=[log, *_judges(cfg, log, tokenizer, train_set, eval_prompts, ranks)])
         trainer.remove_callback(PrinterCallback)
         set_seed(cfg.seed + ranks.rank)  # of dropout: the order of the examples has a seed of its own
         began = time.perf_counter()
@@ -469,7 +458,7 @@ def train(
         if ranks.first:
             save_adapter(model, run.adapter)
             how = {"ranks": ranks.world, "packed": layout.packed, "tokens_a_pass": layout.most_tokens, "recorded_passes": len(trainer.passes.graphs), **memory}
-            run.update_meta(**_provenance(cfg, run, model.device, train_set, len(trainer.batches), result, seconds, start_step, trainer.state.best_global_step, how))
+            run.update_meta(**_provenance(cfg, run, model.device, train_set, result, seconds, start_step, trainer.state.best_global_step, how))
         ranks.wait()
     return run
 
@@ -505,12 +494,13 @@ def _selected(by: str, log: list[dict], step: int) -> dict:
     return {"by": by, "epoch": said["epoch"], "step": step, "schema_valid": valid, **({"semantic_valid": right} if by == "semantic_valid" else {}), "n": n, "val_loss": said["eval_loss"]}
 
 
-def _provenance(cfg: Config, run: Run, device, train_set: SFTDataset, per_epoch: int, result, seconds: float, start_step: int, best_step: int | None, how: dict) -> dict:
+def _provenance(cfg: Config, run: Run, device, train_set: SFTDataset, result, seconds: float, start_step: int, best_step: int | None, how: dict) -> dict:
     "What the run was made of and what it cost, for `meta.json`."
     steps, log = result.global_step - start_step, read_jsonl(run.path / "train_log.jsonl")
     asked = [r for r in log if "schema_valid" in r and r["step"] > start_step]
     answering, selecting = (sum(r["seconds"] for r in asked if key in r) for key in ("schema_valid", "select_valid"))
-    tokens = round(train_set.num_tokens(cfg.training.question_share) * steps / per_epoch)
+    per_epoch = math.ceil(len(train_set) / cfg.training.effective_batch_size)
+    tokens = round(train_set.num_tokens * steps / per_epoch)
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "versions": versions(),
