@@ -20,6 +20,7 @@ from functools import lru_cache
 from importlib.resources import files
 from itertools import islice, takewhile
 from pathlib import Path
+from threading import Thread
 
 from .config import Parser, UserError, command, load_config, nearest, positive_int
 from .runs import Run, open_run, published_runs, read_json
@@ -584,7 +585,7 @@ def plain_markdown(value: object, depth: int = 0) -> str:
 
 def _parser() -> Parser:
     p = Parser(prog="pocketguide.ask", description="Answer a travel question offline. Exit code 3 if the model gave no valid answer.")
-    p.add_argument("question", nargs="*", help=f"the question, at most {MOST_CHARACTERS:,} characters")
+    p.add_argument("question", nargs="*", help=f"the question, at most {MOST_CHARACTERS:,} characters; without one, on a terminal, a session of questions")
     p.add_argument("--format", choices=("auto", "md", "json"), default="auto", help="Markdown or one line of JSON; auto is md on a terminal, else json")
     p.add_argument("--payload_type", metavar="TYPE", help=f"the form that the answer must have: {', '.join(PAYLOAD_TYPES)}; None leaves it to the question, as the model reads it")
     p.add_argument("--run_dir", type=Path, help="a run directory, runs/train/<RUN_ID>; None is the published run with the most valid answers on fixed200_v1")
@@ -633,27 +634,55 @@ def _looked_up(question: str, wanted: bool):
         yield facts
 
 # %% ../nbs/19_ask.ipynb #main
-@command
-def main(argv=None):
-    "Answer one question."
-    a = _parser().parse_args(argv)
-    question, kind = checked_question(" ".join(a.question)), checked_type(a.payload_type)
-    if a.schema and kind:
-        raise UserError("a schema of your own has no payload types", "--payload_type", "leave it out")
-    md = a.format == "md" or (a.format == "auto" and sys.stdout.isatty())
-    with _looked_up(question, not a.schema) as facts, _waiting("loading the model ..."):
-        guide = Guide(a.run_dir, a.schema, a.gguf, a.max_new_tokens, a.dtype, a.device, False if a.free else None)
-        known = facts()
+def _answered(guide: Guide, question: str, kind: str | None, md: bool, facts: str | None = None) -> bool:
+    "Ask, and print what came. False where it is no valid answer; stderr says why."
     live = Live(sys.stdout) if md and sys.stdout.isatty() and not guide.shape else None
     try:
-        _print(guide.ask(question, kind, live, known), guide, md, live)
+        _print(guide.ask(question, kind, live, facts), guide, md, live)
     except NoValidAnswer as e:
         unfinished = "\nwhat stands above has not passed the check\n" if live and live.shown else ""
         print(f"{unfinished}no valid answer: {' '.join(e.reason.split())}; ask in other words, or with another --payload_type", file=sys.stderr)
-        sys.exit(3)
+        return False
     finally:
         for note in filter(None, (guide.last.doubt, guide.last.general, guide.last.remark) if guide.last else ()):
             print(f"note: {note}", file=sys.stderr)
+    return True
+
+
+def _typed() -> str:
+    "The next line of a session, empty at its end."
+    print("> ", end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip()
+
+
+def _session(guide: Guide, kind: str | None, md: bool) -> None:
+    "Answer what is typed, a question a line, up to an empty line. The model is loaded once, so that an answer begins within a second or so; what cannot be asked is said, and the session goes on."
+    if guide.shown.facts:
+        Thread(target=place_facts, args=("Lisbon",), daemon=True).start()  # reads the tables of places while the first question is typed
+    print("One question a line; an empty line ends.", file=sys.stderr)
+    while question := _typed():
+        try:
+            _answered(guide, checked_question(question), kind, md)
+        except UserError as e:
+            print(f"error: {' '.join(str(e).split())}", file=sys.stderr)
+
+
+@command
+def main(argv=None):
+    "Answer one question, or, where none is given on a terminal, one after the other."
+    a = _parser().parse_args(argv)
+    kind, talk = checked_type(a.payload_type), not a.question and sys.stdin.isatty()
+    question = "" if talk else checked_question(" ".join(a.question))
+    if a.schema and kind:
+        raise UserError("a schema of your own has no payload types", "--payload_type", "leave it out")
+    md = a.format == "md" or (a.format == "auto" and sys.stdout.isatty())
+    with _looked_up(question, not a.schema and not talk) as facts, _waiting("loading the model ..."):
+        guide = Guide(a.run_dir, a.schema, a.gguf, a.max_new_tokens, a.dtype, a.device, False if a.free else None)
+        known = facts()
+    if talk:
+        _session(guide, kind, md)
+    elif not _answered(guide, question, kind, md, known):
+        sys.exit(3)
 
 # %% ../nbs/19_ask.ipynb #d56bc747
 #| eval: false
