@@ -858,7 +858,8 @@ def plot_pareto(rows: list[dict], ax=None):
         ax.errorbar(r["file_mb"], y, [[y - 100 * low], [100 * high - y]], color=colour, capsize=3, lw=1.2, zorder=2)
         ax.scatter(r["file_mb"], y, s=15 + 150 * tps / (max(pace) or 1), color=colour, edgecolor="white", zorder=3)
     for kind, label in (("gguf", "GGUF"), ("kquant", "K-quant"), ("bnb", "bitsandbytes")):
-        ax.scatter([], [], color=colours[kind], label=label)
+        if any(FORMATS[r["format"]].kind == kind for r in rows):
+            ax.scatter([], [], color=colours[kind], label=label)
     ax.set(title=f"{rows[0]['suite']} on {rows[0]['device']}", xscale="log", xlim=(left, max(right, 1.05 * spots[-1])), ylim=(floor - 0.02 * (100 - floor), 100 + 0.06 * (100 - floor)),
            xlabel=f"file size (MB, logarithmic); the largest mark is {max(pace):,.0f} tokens per second", ylabel=f"schema_valid (%), n = {rows[0]['n']}, 95 % Wilson")
     ax.xaxis.set(major_locator=LogLocator(subs=(1, 1.25, 1.5, 2, 3, 5, 7)), major_formatter=StrMethodFormatter("{x:g}"), minor_locator=NullLocator())
