@@ -22,7 +22,7 @@ from itertools import islice, takewhile
 from pathlib import Path
 from threading import Thread
 
-from .config import Parser, UserError, command, load_config, nearest, positive_int
+from .config import Parser, UserError, command, complain, load_config, nearest, positive_int
 from .runs import Run, open_run, published_runs, read_json
 from .schema import PAYLOAD_TYPES, check, check_any, form_prompt
 
@@ -554,7 +554,7 @@ class Guide:
     ) -> dict:
         "The validated answer. `NoValidAnswer` if the model gave none, `UserError` for a question that cannot be asked; `last` says how it came."
         from pocketguide.models import encode_chat
-        began = time.perf_counter()
+        began, self.last = time.perf_counter(), None  # a question that cannot be asked has no answer, not the one before
         self.cleaned(question, payload_type)
         forms = {} if payload_type else self.forms(question)
         form = payload_type or max(forms, key=lambda kind: forms[kind] or 0, default=None)
@@ -662,9 +662,9 @@ def _session(guide: Guide, kind: str | None, md: bool) -> None:
     print("One question a line; an empty line ends.", file=sys.stderr)
     while question := _typed():
         try:
-            _answered(guide, checked_question(question), kind, md)
+            _answered(guide, question, kind, md)
         except UserError as e:
-            print(f"error: {' '.join(str(e).split())}", file=sys.stderr)
+            complain(e)
 
 
 @command
