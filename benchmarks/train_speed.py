@@ -352,19 +352,19 @@ def measure_world(worlds, steps, quick, run_dir, keep):
     "Training of the 7B shape, and the evaluation of 200 prompts, on 1, 2, 4 ... GPUs."
     for world in worlds:
         keep("world", one("world", "ours", 42, steps or (4 if quick else PARTS["world"][2]), quick, world))
-        if run_dir:
-            keep("world", evaluation(world, run_dir, quick))
+        for batch in (8, 40) if run_dir else ():
+            keep("world", evaluation(world, run_dir, batch, quick))
 
 
-def evaluation(world, run_dir, quick):
-    "`run_samples` on `world` GPUs: the whole command, and the decoding alone."
+def evaluation(world, run_dir, batch, quick):
+    "`run_samples` on `world` GPUs, `batch` prompts at a time on each: the whole command, and the decoding alone."
     suite = ROOT / "eval/suites/fixed200_v1.jsonl"
     with tempfile.TemporaryDirectory() as tmp:
-        ask = ["-m", "pocketguide.train.run_samples", "--run_dir", str(run_dir), "--prompts", str(suite), "--batch_size", "40", "--out", tmp, "--quiet", *(["--max_new_tokens", "8"] if quick else [])]
+        ask = ["-m", "pocketguide.train.run_samples", "--run_dir", str(run_dir), "--prompts", str(suite), "--batch_size", str(batch), "--out", tmp, "--quiet", *(["--max_new_tokens", "8"] if quick else [])]
         cmd = [sys.executable, *(["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(world)] if world > 1 else []), *ask]
         began = time.time()
         done = subprocess.run(cmd, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"})
-        row = {"method": "run_samples", "title": f"run_samples, {len(t.read_jsonl(suite))} prompts, base and {Path(run_dir).name}, batch 40 a GPU", "seed": 42, "world": world, "cold_s": round(time.time() - began, 2)}
+        row = {"method": f"run_samples_{batch}", "title": f"run_samples, {len(t.read_jsonl(suite))} prompts, base and {Path(run_dir).name}, batch {batch} a GPU", "seed": 42, "world": world, "cold_s": round(time.time() - began, 2)}
         if done.returncode:
             return {**row, "error": done.stdout[-400:]}
         m = json.loads(next(Path(tmp).rglob("comparison_metrics.json")).read_text())
