@@ -3,7 +3,7 @@
     python benchmarks/ask_speed.py                     # the best published run, ten hand-written questions
 
 Writes benchmarks/results/ask_speed_<cuda|cpu>.json: seconds from a question to its first token with the model loaded (the first question, which also reads the tables of places, apart), and seconds of a
-whole `python -m pocketguide.ask --max_new_tokens 1`, from the start of its process to its end, which comes right after the first token. The base model must be in the cache.
+whole `python -m pocketguide.ask --max_new_tokens 1`, from the start of its process to its end, which comes right after the first token: each loading the model, and asking one that `--keep` left behind. The base model must be in the cache.
 """
 import argparse
 import os
@@ -20,9 +20,9 @@ from pocketguide.ask import Guide, NoValidAnswer  # noqa: E402
 from pocketguide.runs import git_commit, read_jsonl, versions, write_json  # noqa: E402
 
 
-def whole_command(question: str, run: Path) -> float:
+def whole_command(question: str, run: Path, *argv: str) -> float:
     began = time.perf_counter()
-    done = subprocess.run([sys.executable, "-m", "pocketguide.ask", "--max_new_tokens", "1", "--run_dir", run, question], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "pocketguide.ask", "--max_new_tokens", "1", "--run_dir", run, *argv, question], cwd=ROOT, capture_output=True, text=True)
     if done.returncode != 3:  # one token is no valid answer
         raise RuntimeError(f"exit {done.returncode}: {done.stderr[-500:]}")
     return time.perf_counter() - began
@@ -53,14 +53,21 @@ def main():
     began = time.perf_counter()
     guide = Guide(a.run_dir, max_new_tokens=1)
     loaded = time.perf_counter() - began
-    device = guide.model.engine.device.type
+    device, about = guide.model.engine.device.type, {"dtype": str(guide.model.engine.model.dtype).removeprefix("torch."), "run": guide.run.run_id, "shown": str(guide.shown), "constrained": guide.model.constrained}
     waits = [first_token(guide, q) for q in questions]
-    commands = [whole_command(q, guide.run.path) for q in questions[: a.commands]]
+    run = guide.run.path
+    del guide  # its memory
+    commands = [whole_command(q, run) for q in questions[: a.commands]]
+    keeping = whole_command(questions[0], run, "--keep", "5")
+    time.sleep(10)  # the tables of places are read after the first answer
+    kept = [whole_command(q, run) for q in questions[1:]]
+    subprocess.run([sys.executable, "-m", "pocketguide.ask", "--forget"], check=True)
     write_json(ROOT / f"benchmarks/results/ask_speed_{device}.json", {
-        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu", "threads": torch.get_num_threads(), "cores": os.cpu_count(), "dtype": str(guide.model.engine.model.dtype).removeprefix("torch."),
-        "run": guide.run.run_id, "shown": str(guide.shown), "constrained": guide.model.constrained, "load_s": round(loaded, 2), "first_question_s": round(waits[0], 2), "first_token_s": summary(waits[1:]),
-        "command_s": summary(commands), "load_average_before": round(busy, 1), "git_commit": git_commit(), "versions": versions()})
-    print(f"model loaded in {loaded:.1f} s; first question {waits[0]:.2f} s, the others {statistics.median(waits[1:]):.2f} s (median of {len(waits) - 1}); whole command to the first token {statistics.median(commands):.1f} s (median of {len(commands)})")
+        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu", "threads": torch.get_num_threads(), "cores": os.cpu_count(), **about,
+        "load_s": round(loaded, 2), "first_question_s": round(waits[0], 2), "first_token_s": summary(waits[1:]),
+        "command_s": summary(commands), "keeping_command_s": round(keeping, 2), "kept_command_s": summary(kept), "load_average_before": round(busy, 1), "git_commit": git_commit(), "versions": versions()})
+    print(f"model loaded in {loaded:.1f} s; first question {waits[0]:.2f} s, the others {statistics.median(waits[1:]):.2f} s (median of {len(waits) - 1}); whole command to the first token {statistics.median(commands):.1f} s (median of {len(commands)}), "
+          f"{statistics.median(kept):.2f} s where the model was kept (median of {len(kept)})")
 
 
 if __name__ == "__main__":

@@ -342,6 +342,8 @@ def measure_part(part, methods, seeds, steps, quick, keep):
         n = steps or (6 if quick else min(PARTS[part][2], STEPS.get(method, 10**9)))
         for seed in seeds:
             row = {"method": method, "title": TITLES[method], "seed": seed, "skipped": reason} if reason else one(part, method, seed, n, quick)
+            if part == "seeds":
+                row.pop("losses", None)  # what this part is for is the validation loss
             if "step_s" in row and part in ("v2", "v3", "cpu") and not quick:
                 row["whole_steps"] = whole_steps(part)
                 row["whole_s"] = round(row["warm_s"] + (row["whole_steps"] - max(1, n // 3)) * row["step_s"], 1)

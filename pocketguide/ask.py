@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['MOST_CHARACTERS', 'SURE', 'to_markdown', 'settled', 'Live', 'checked_question', 'checked_type', 'without_specials',
-           'runs_folder', 'best_run', 'Answer', 'NoValidAnswer', 'merge_lora', 'TorchModel', 'GgufModel', 'judged',
-           'place_facts', 'Guide', 'plain_markdown', 'main']
+           'runs_folder', 'best_run', 'chosen_run', 'Answer', 'NoValidAnswer', 'merge_lora', 'TorchModel', 'GgufModel',
+           'judged', 'place_facts', 'Guide', 'plain_markdown', 'main']
 
 # %% ../nbs/19_ask.ipynb #93b12a64
+import argparse
 import contextlib
 import json
 import re
@@ -23,6 +24,7 @@ from pathlib import Path
 from threading import Thread
 
 from .config import Parser, UserError, command, complain, load_config, nearest, positive_int
+from .kept import call, listens, place, serve, start, stop_all
 from .runs import Run, open_run, published_runs, read_json
 from .schema import PAYLOAD_TYPES, check, check_any, form_prompt
 
@@ -288,6 +290,12 @@ def best_run(root: str | Path | None = None, suite: str = "fixed200_v1") -> Run:
         raise UserError("no published run with an adapter was found", root, "name a run with --run_dir")
     return max(there, key=lambda r: (r.metrics(suite)["finetuned"]["schema_valid_rate"], r.run_id))
 
+
+def chosen_run(run_dir: str | Path | None = None, gguf: str | Path | None = None) -> Run:
+    "The run that answers: the one named, that in which the GGUF file lies, or the best published one. `UserError` if there is no such run, or no adapter and no file in its stead."
+    beside = next((p for p in list(Path(gguf).resolve().parents)[:2] if (p / "config.yaml").is_file()), None) if gguf else None
+    return open_run(run_dir or beside or best_run().path, adapter=not gguf)
+
 # %% ../nbs/19_ask.ipynb #answer
 SURE = 0.9  # a form that is recognised with less is worth a word to the user
 
@@ -504,8 +512,7 @@ class Guide:
         device: str = "auto",
         constrained: bool | None = None,  # hold answers to contract or schema while they are written; None: where the extra [constrained] is installed
     ):
-        beside = next((p for p in list(Path(gguf).resolve().parents)[:2] if (p / "config.yaml").is_file()), None) if gguf else None
-        self.run = open_run(run_dir or beside or best_run().path, adapter=not gguf)
+        self.run = chosen_run(run_dir, gguf)
         from pocketguide.constrain import installed
         from pocketguide.train.run_samples import Aids, Shape, aids
         self.shape = Shape.of(schema) if schema is not None else None
@@ -592,6 +599,9 @@ def _parser() -> Parser:
     p.add_argument("--gguf", type=Path, metavar="FILE", help="run this quantised model through llama.cpp instead of the run's own weights")
     p.add_argument("--schema", type=Path, metavar="FILE", help="answer in this JSON Schema instead of the travel contract")
     p.add_argument("--free", action="store_true", help="do not hold the answer to contract or schema while it is written, though the extra [constrained] is installed")
+    p.add_argument("--keep", type=positive_int, metavar="MINUTES", help="leave the loaded model behind, for so many minutes after the last question: the next command with the same options answers at once")
+    p.add_argument("--forget", action="store_true", help="end what --keep has left behind, before anything else")
+    p.add_argument("--serving", type=Path, help=argparse.SUPPRESS)
     p.add_argument("--max_new_tokens", type=positive_int, default=1024, help="token limit of the answer")
     p.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto", help="precision; auto is bfloat16 where the hardware is fast at it")
     p.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to run; auto is the GPU if there is one")
@@ -655,10 +665,15 @@ def _typed() -> str:
     return sys.stdin.readline().strip()
 
 
+def _read_tables(guide: Guide) -> None:
+    "Read the tables of places beside what else is to do, so that the next question need not wait for them."
+    if guide.shown.facts:
+        Thread(target=place_facts, args=("Lisbon",), daemon=True).start()
+
+
 def _session(guide: Guide, kind: str | None, md: bool) -> None:
     "Answer what is typed, a question a line, up to an empty line. The model is loaded once, so that an answer begins within a second or so; what cannot be asked is said, and the session goes on."
-    if guide.shown.facts:
-        Thread(target=place_facts, args=("Lisbon",), daemon=True).start()  # reads the tables of places while the first question is typed
+    _read_tables(guide)
     print("One question a line; an empty line ends.", file=sys.stderr)
     while question := _typed():
         try:
@@ -666,23 +681,83 @@ def _session(guide: Guide, kind: str | None, md: bool) -> None:
         except UserError as e:
             complain(e)
 
+# %% ../nbs/19_ask.ipynb #keep
+def _settings(a: argparse.Namespace, run: Run) -> dict:
+    "The options that decide what is loaded, each with its value as text; paths in full."
+    paths = {"run_dir": run.path, "gguf": a.gguf, "schema": a.schema}
+    return {k: str(v.resolve()) for k, v in paths.items() if v} | {k: str(getattr(a, k)) for k in ("max_new_tokens", "dtype", "device")}
 
+
+def _loaded(a: argparse.Namespace, run: Run) -> dict:
+    "What a kept model must have in common with what the command would load itself: settings, and the state of every file that it would read."
+    package = Path(str(files("pocketguide")))
+    read = [*package.rglob("*.py"), *package.rglob("*.json"), run.path / "config.yaml", *run.path.glob("adapter/*"), *filter(None, (a.gguf, a.schema))]
+    return {"settings": _settings(a, run), "free": a.free, "python": sys.executable, "files": sorted([str(p.resolve()), p.stat().st_mtime_ns] for p in read if p.is_file())}
+
+
+def _serve(a: argparse.Namespace) -> None:
+    "Load the model, and answer the commands that come until none has come for `--keep` minutes."
+    guide = Guide(a.run_dir, a.schema, a.gguf, a.max_new_tokens, a.dtype, a.device, False if a.free else None)
+
+    def answer(asked: dict) -> int:
+        try:
+            return 0 if _answered(guide, **asked) else 3
+        except UserError as e:
+            complain(e)
+            return 2
+        finally:
+            _read_tables(guide)
+    serve(a.serving, answer, a.keep)
+
+
+def _from_kept(a: argparse.Namespace, asked: dict) -> int | None:
+    "Let a kept model answer, which `--keep` loads where there is none: the exit code. None where there is none and none is wanted."
+    run = chosen_run(a.run_dir, a.gguf)
+    path = place(_loaded(a, run))
+    if a.keep and not listens(path):
+        command = [sys.executable, "-m", "pocketguide.ask", "--serving", str(path), "--keep", str(a.keep), *(x for k, v in _settings(a, run).items() for x in (f"--{k}", v)), *["--free"] * a.free]
+        with _waiting("loading the model ..."):
+            wait = start(path, command)
+            with contextlib.suppress(Exception):  # what is wrong is said where the facts are looked up again
+                asked = asked | {"facts": None if a.schema else place_facts(asked["question"])}  # meanwhile, on the other core
+            wait()
+        print(f"note: the model stays loaded until nobody has asked for {a.keep} min; --forget ends it", file=sys.stderr)
+    return call(path, asked)
+
+# %% ../nbs/19_ask.ipynb #main-2
 @command
 def main(argv=None):
     "Answer one question, or, where none is given on a terminal, one after the other."
     a = _parser().parse_args(argv)
+    if a.serving:
+        return _serve(a)
+    if a.forget:
+        stop_all()
+        if not a.question:
+            return None
     kind, talk = checked_type(a.payload_type), not a.question and sys.stdin.isatty()
     question = "" if talk else checked_question(" ".join(a.question))
     if a.schema and kind:
         raise UserError("a schema of your own has no payload types", "--payload_type", "leave it out")
     md = a.format == "md" or (a.format == "auto" and sys.stdout.isatty())
+    if talk and a.keep:
+        raise UserError("a session keeps its model for itself", "--keep", "leave it out, or ask one question")
+    code = None if talk else _from_kept(a, {"question": question, "kind": kind, "md": md})
+    if code is None:
+        code = _here(a, question, kind, md, talk)
+    if code:
+        sys.exit(code)
+
+
+def _here(a: argparse.Namespace, question: str, kind: str | None, md: bool, talk: bool) -> int:
+    "Load the model into this process, and answer; the exit code."
     with _looked_up(question, not a.schema and not talk) as facts, _waiting("loading the model ..."):
         guide = Guide(a.run_dir, a.schema, a.gguf, a.max_new_tokens, a.dtype, a.device, False if a.free else None)
         known = facts()
     if talk:
         _session(guide, kind, md)
-    elif not _answered(guide, question, kind, md, known):
-        sys.exit(3)
+        return 0
+    return 0 if _answered(guide, question, kind, md, known) else 3
 
 # %% ../nbs/19_ask.ipynb #d56bc747
 #| eval: false
