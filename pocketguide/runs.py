@@ -358,7 +358,7 @@ def published_runs(root: str | Path = "runs/train") -> list[Run]:
     return sorted((r for r in runs if r.meta.get("published")), key=lambda r: (r.name, r.run_id))
 
 # %% ../nbs/02_runs.ipynb #publish
-_BF16 = [{"id": lzma.FILTER_LZMA2, "preset": 9, "lc": 0, "lp": 1, "pb": 1}]  # two-byte numbers, of which only the upper byte has a pattern
+_BF16 = [{"id": lzma.FILTER_LZMA2, "preset": 9, "lc": 3, "lp": 1, "pb": 1}]  # two-byte numbers, of which only the upper byte has a pattern
 PACK_BYTES = 20_000  # sample files above this are published as .gz
 
 
