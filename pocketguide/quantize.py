@@ -861,7 +861,7 @@ def plot_pareto(rows: list[dict], ax=None):
         if any(FORMATS[r["format"]].kind == kind for r in rows):
             ax.scatter([], [], color=colours[kind], label=label)
     ax.set(title=f"{rows[0]['suite']} on {rows[0]['device']}", xscale="log", xlim=(left, max(right, 1.05 * spots[-1])), ylim=(floor - 0.02 * (100 - floor), 100 + 0.06 * (100 - floor)),
-           xlabel=f"file size (MB, logarithmic); the largest mark is {max(pace):,.0f} tokens per second", ylabel=f"schema_valid (%), n = {rows[0]['n']}, 95 % Wilson")
+           xlabel=f"file size (MB, logarithmic); largest mark: {max(pace):,.0f} tokens/s", ylabel=f"schema_valid (%), n = {rows[0]['n']}, 95 % Wilson")
     ax.xaxis.set(major_locator=LogLocator(subs=(1, 1.25, 1.5, 2, 3, 5, 7)), major_formatter=StrMethodFormatter("{x:g}"), minor_locator=NullLocator())
     ax.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncol=4)
     ax.spines[["top", "right"]].set_visible(False)
