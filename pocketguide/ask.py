@@ -695,9 +695,14 @@ def _loaded(a: argparse.Namespace, run: Run) -> dict:
     return {"settings": _settings(a, run), "free": a.free, "python": sys.executable, "files": sorted([str(p.resolve()), p.stat().st_mtime_ns] for p in read if p.is_file())}
 
 
+def _guide(a: argparse.Namespace) -> Guide:
+    "What the options ask for, loaded."
+    return Guide(a.run_dir, a.schema, a.gguf, a.max_new_tokens, a.dtype, a.device, False if a.free else None)
+
+
 def _serve(a: argparse.Namespace) -> None:
     "Load the model, and answer the commands that come until none has come for `--keep` minutes."
-    guide = Guide(a.run_dir, a.schema, a.gguf, a.max_new_tokens, a.dtype, a.device, False if a.free else None)
+    guide = _guide(a)
 
     def answer(asked: dict) -> int:
         try:
@@ -752,7 +757,7 @@ def main(argv=None):
 def _here(a: argparse.Namespace, question: str, kind: str | None, md: bool, talk: bool) -> int:
     "Load the model into this process, and answer; the exit code."
     with _looked_up(question, not a.schema and not talk) as facts, _waiting("loading the model ..."):
-        guide = Guide(a.run_dir, a.schema, a.gguf, a.max_new_tokens, a.dtype, a.device, False if a.free else None)
+        guide = _guide(a)
         known = facts()
     if talk:
         _session(guide, kind, md)

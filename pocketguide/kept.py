@@ -30,16 +30,23 @@ def place(
     return cache_dir() / "kept" / f"{name}.sock"
 
 
+def _make_folder(path: Path) -> None:
+    "The folder of a socket, which nobody but the user enters."
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.chmod(0o700)
+
+
 def _connected(path: Path) -> "socket.socket | None":
     "A connection to who listens at `path`; None where nobody does, or where there are no Unix sockets."
-    try:
-        with contextlib.ExitStack() as closing:
-            s = closing.enter_context(socket.socket(socket.AF_UNIX))
-            s.connect(str(path))
-            closing.pop_all()
-            return s
-    except (OSError, AttributeError):
+    if not hasattr(socket, "AF_UNIX"):
         return None
+    s = socket.socket(socket.AF_UNIX)
+    try:
+        s.connect(str(path))
+    except OSError:
+        s.close()
+        return None
+    return s
 
 
 def listens(path: Path) -> bool:
@@ -100,8 +107,7 @@ def serve(
     minutes: float,  # without a request, after which it ends
 ) -> None:
     "Answer requests until none comes any more, or `stop`. Returns at once where another process listens already."
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.parent.chmod(0o700)
+    _make_folder(path)
     if listens(path):
         return
     path.unlink(missing_ok=True)  # of a process that was killed
@@ -147,7 +153,7 @@ def start(path: Path, command: list[str]):
         raise UserError("nothing can be kept where there are no Unix sockets", sys.platform, "leave the flag out")
     if len(os.fsencode(path)) > 100:
         raise UserError("the cache folder's path is too long for a socket", path, "set POCKETGUIDE_CACHE to a shorter one")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_folder(path)
     with open(_log(path), "wb") as log:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
 
