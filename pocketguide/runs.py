@@ -333,7 +333,7 @@ def open_run(path: str | Path, adapter: bool = False) -> Run:
 
 # %% ../nbs/02_runs.ipynb #cache-dir
 def cache_dir() -> Path:
-    "Where converted base weights and unpacked adapters are kept: `POCKETGUIDE_CACHE`, else `pocketguide` in the user's cache folder."
+    "Where whatever can be made again is kept (converted base weights, unpacked adapters, the tables of places, what llama.cpp has read of prompts' beginnings): `POCKETGUIDE_CACHE`, else `pocketguide` in the user's cache folder."
     default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pocketguide"
     return Path(os.environ.get("POCKETGUIDE_CACHE") or default)
 

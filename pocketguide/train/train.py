@@ -35,10 +35,11 @@ from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils import is_liger_kernel_available, is_torch_tf32_available
 
 from ..config import Config, DataConfig, Parser, UserError, command, load_config, positive_int
-from ..generate import Engine, free_bytes, recognise
+from ..engines import recognise
+from ..generate import Engine, free_bytes
 from ..metrics import PALETTE, wilson
-from ..models import Ranks, base_hash, encode_chat, encode_chats, join_ranks, leave_ranks, load_model, load_tokenizer, pick_device, pick_dtype
-from ..prompts import form_row, subject, subject_row, to_sft
+from ..models import Ranks, base_hash, join_ranks, leave_ranks, load_model, load_tokenizer, pick_device, pick_dtype
+from ..prompts import encode_chat, encode_chats, form_row, subject, subject_row, to_sft
 from ..runs import JsonlLog, Run, create_run, file_hash, folder_hash, lock, open_run, read_json, read_jsonl, versions, write_jsonl
 from ..schema import check
 from .passes import IGNORE, Layout, Passes, attending, can_pack, deal, fused, target_loss
