@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MOST_CHARACTERS', 'SURE', 'to_markdown', 'settled', 'Live', 'checked_question', 'checked_type', 'without_specials',
-           'runs_folder', 'best_run', 'chosen_run', 'Answer', 'NoValidAnswer', 'merge_lora', 'Model', 'TorchModel',
-           'GgufModel', 'judged', 'Guide', 'plain_markdown', 'main']
+           'runs_folder', 'best_run', 'chosen_run', 'gguf_file', 'Answer', 'NoValidAnswer', 'merge_lora', 'Model',
+           'TorchModel', 'GgufModel', 'judged', 'Guide', 'plain_markdown', 'main']
 
 # %% ../nbs/19_ask.ipynb #93b12a64
 import argparse
@@ -295,6 +295,23 @@ def chosen_run(run_dir: str | Path | None = None, gguf: str | Path | None = None
     beside = next((p for p in list(Path(gguf).resolve().parents)[:2] if (p / "config.yaml").is_file()), None) if gguf else None
     return open_run(run_dir or beside or best_run().path, adapter=not gguf)
 
+
+def gguf_file(gguf: str | Path | None, run_dir: str | Path | None = None) -> Path | None:
+    "The file named; for `auto` the q8_0 file of the chosen run, which is written where it is not there yet (a minute, once). `UserError` where llama.cpp is missing, or the file cannot be written."
+    if gguf is None or str(gguf) != "auto":
+        return gguf and Path(gguf)
+    from pocketguide.llama import import_llama_cpp
+    import_llama_cpp()
+    run = chosen_run(run_dir)
+    folder = run.path / "quantized/q8_0"
+    made = folder / "export.json"
+    if not (made.is_file() and "round_trip" in read_json(made) and any(folder.glob("*.gguf"))):  # not there, or not yet checked
+        from pocketguide.quantize import pick_formats, quantise  # only here: they need PyTorch
+        from pocketguide.train.run_samples import EvalSettings, open_evaluable
+        print(f"writing the q8_0 file of {run.run_id}, once ...", file=sys.stderr)
+        quantise(*open_evaluable(run.path), pick_formats(["q8_0"]), [], EvalSettings(device="cpu", quiet=True))
+    return next(folder.glob("*.gguf"))
+
 # %% ../nbs/19_ask.ipynb #answer
 SURE = 0.9  # a form that is recognised with less is worth a word to the user
 
@@ -452,7 +469,7 @@ class GgufModel(Model):
             raise UserError("there is no such GGUF file", path, "name the .gguf file of a quantised run")
         engine, longest = LlamaCpp(path, max_new_tokens), 4096
         engine.open(longest)
-        engine.share([engine.tokenizer.beginning(system) for system in (contract_prompt(), form_prompt(), *map(subject_prompt, PAYLOAD_TYPES))])
+        engine.share([contract_prompt(), form_prompt(), *map(subject_prompt, PAYLOAD_TYPES)])
         super().__init__(engine, longest, constrained, len(engine.tokenizer), {engine.tokenizer.eos_token_id})
 
     def _completion(self, prompt: list[int], heard):
@@ -494,19 +511,20 @@ class Guide:
         self,
         run_dir: str | Path | None = None,  # None: the best published run
         schema: dict | str | Path | None = None,  # a JSON Schema to answer in instead of the contract
-        gguf: str | Path | None = None,  # a quantised model for llama.cpp instead of the run's weights; prompts are still those of the run
+        gguf: str | Path | None = None,  # a quantised model for llama.cpp instead of the run's weights, or `auto`, the run's own q8_0 file; prompts are still those of the run
         max_new_tokens: int = 1024,
         dtype: str = "auto",
         device: str = "auto",
         constrained: bool | None = None,  # hold answers to contract or schema while they are written; None: where the extra [constrained] is installed
     ):
+        gguf = gguf_file(gguf, run_dir)
         self.run = chosen_run(run_dir, gguf)
         from pocketguide.constrain import installed
         from pocketguide.prompts import Aids, aids
         self.shape = self._shape(schema) if schema is not None else None
         self.shown = Aids() if self.shape else aids(load_config(self.run.path / "config.yaml"))  # what stands beside the questions, as in training
         held = installed() if constrained is None else constrained
-        self.model = GgufModel(Path(gguf), max_new_tokens, held) if gguf else TorchModel(self.run.path, dtype, device, max_new_tokens, held)
+        self.model = GgufModel(gguf, max_new_tokens, held) if gguf else TorchModel(self.run.path, dtype, device, max_new_tokens, held)
         self.max_new_tokens = max_new_tokens
         self.last: Answer | None = None  # how the latest answer came
 
@@ -587,7 +605,7 @@ def _parser() -> Parser:
     p.add_argument("--format", choices=("auto", "md", "json"), default="auto", help="Markdown or one line of JSON; auto is md on a terminal, else json")
     p.add_argument("--payload_type", metavar="TYPE", help=f"the form that the answer must have: {', '.join(PAYLOAD_TYPES)}; None leaves it to the question, as the model reads it")
     p.add_argument("--run_dir", type=Path, help="a run directory, runs/train/<RUN_ID>; None is the published run with the most valid answers on fixed200_v1")
-    p.add_argument("--gguf", type=Path, metavar="FILE", help="run this quantised model through llama.cpp instead of the run's own weights")
+    p.add_argument("--gguf", type=Path, metavar="FILE", help="run this quantised model through llama.cpp instead of the run's own weights, which is there several times as soon; auto is the run's q8_0 file, written at the first use")
     p.add_argument("--schema", type=Path, metavar="FILE", help="answer in this JSON Schema instead of the travel contract")
     p.add_argument("--free", action="store_true", help="do not hold the answer to contract or schema while it is written, though the extra [constrained] is installed")
     p.add_argument("--keep", type=positive_int, metavar="MINUTES", help="leave the loaded model behind, for so many minutes after the last question: the next command with the same options answers at once")
@@ -742,6 +760,7 @@ def main(argv=None):
     md = a.format == "md" or (a.format == "auto" and sys.stdout.isatty())
     if talk and a.keep:
         raise UserError("a session keeps its model for itself", "--keep", "leave it out, or ask one question")
+    a.gguf = gguf_file(a.gguf, a.run_dir)
     code = None if talk else _from_kept(a, {"question": question, "kind": kind, "md": md})
     if code is None:
         code = _here(a, question, kind, md, talk)

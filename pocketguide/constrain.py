@@ -16,7 +16,7 @@ from pathlib import Path
 
 from .config import Parser, UserError, command, nearest
 from .metrics import markdown_table
-from .schema import PAYLOAD_TYPES, ParseProblem, load_schema, parse_strict
+from .schema import PAYLOAD_TYPES, ParseProblem, jsonschema_package, load_schema, parse_strict
 
 # %% ../nbs/12_constrain.ipynb #embedded
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
@@ -205,13 +205,12 @@ def _fault(schema: dict) -> tuple[tuple, str, str] | None:
 # %% ../nbs/12_constrain.ipynb #checked
 def checked(schema, where: object = "schema") -> dict:
     "The schema, if it is one. `UserError` otherwise."
-    from jsonschema import Draft202012Validator, SchemaError  # only here, as in `schema`
-    from jsonschema.validators import validator_for
+    jsonschema = jsonschema_package()
     if not isinstance(schema, dict):
         raise UserError("a JSON Schema is an object here", where, "write the root as {...}")
     try:
-        validator_for(schema, default=Draft202012Validator).check_schema(schema)
-    except SchemaError as e:
+        jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator).check_schema(schema)
+    except jsonschema.SchemaError as e:
         raise UserError(f"not a JSON Schema: {e.message[:160]}", f"{where}: {e.json_path}", "mend it") from None
     return schema
 

@@ -119,9 +119,9 @@ class LlamaCpp:
         self.lib, self.path, self.max_new_tokens, self.grammar = import_llama_cpp(), Path(path), max_new_tokens, grammar
         self.llm, self.every, self._beginnings = None, False, []
 
-    def share(self, beginnings: list[list[int]]) -> None:
-        "Prompts that begin like one of `beginnings` (tokens) are read from there on: what is made of a beginning is kept in the cache folder, for other processes too."
-        self._beginnings = sorted(beginnings, key=len, reverse=True)
+    def share(self, systems: list[str]) -> None:
+        "Chats with one of these system prompts are read from the question on: what is made of their beginning is kept in the cache folder, for other processes too."
+        self._beginnings = sorted(map(self.tokenizer.beginning, systems), key=len, reverse=True)
 
     def open(self, context: int = 0, every: bool = False):
         "The loaded model with room for `context` tokens; with `every`, it keeps the logits of all positions. `UserError` if llama.cpp refuses the file."

@@ -158,11 +158,17 @@ _GROWN = r"children|child-|playground|pushchair|moods sink|before they melt|pict
 _DIET_WORDS = r"(?i)halal|kosher|vegan|gluten|wheat|nut-|nuts|allerg|certifi|supervised|sauces worry|plant-based|meatless|Jewish|religious|labelled|no meat"
 
 # %% ../nbs/08_questions.ipynb #suiting
+@lru_cache(300_000)  # the same activities are looked at for every ask
+def _speaks_of(pattern: str, *texts: str) -> bool:
+    "Whether the pattern is found in the texts, in lower case."
+    return bool(re.search(pattern, " ".join(texts).lower()))
+
+
 def suiting(ask: Ask, frames: dict) -> Callable[[dict], bool]:
     "A test of activities and meals: do they suit the place, the people and everything that was asked for?"
     needs, traits, place = ask.needs, ask.traits, set(ask.destination["place"])
     never = [frames["unwanted"][t] for t in sorted(traits) if t in frames["unwanted"]] + ([] if {"family_kids", "family_baby"} & traits else [_GROWN])
-    unwanted = re.compile("|".join(f"(?:{n})" for n in never) or r"(?!)")
+    unwanted = "|".join(f"(?:{n})" for n in never) or r"(?!)"
     ages = {"any", needs["age"]}
     season, step_free, easy = needs.get("season"), needs.get("mobility") == "step_free", traits & {"walking", "pregnant", "asthma", "slow", "dog", "seniors"}
 
@@ -179,14 +185,14 @@ def suiting(ask: Ask, frames: dict) -> Callable[[dict], bool]:
             return False
         if a.get("meal") and not _fits_meal(a, needs):
             return False
-        return not unwanted.search(" ".join([*a["text"], a["location"], a.get("note", ""), a.get("warning", "")]).lower())
+        return not _speaks_of(unwanted, *a["text"], a["location"], a.get("note", ""), a.get("warning", ""))
     return suits_it
 
 # %% ../nbs/08_questions.ipynb #fits-meal
 def _fits_meal(a: dict, needs: dict) -> bool:
     if diet := needs.get("diet"):
         return diet in a["diet"] or (a["diet"] == ["any"] and diet not in ("kosher", "halal", "nut_allergy"))
-    return not re.search(_DIET_WORDS, " ".join([*a["text"], a["location"]]))
+    return not _speaks_of(_DIET_WORDS, *a["text"], a["location"])
 
 # %% ../nbs/08_questions.ipynb #pool
 def pool(ask: Ask, bank: dict) -> list[dict]:
