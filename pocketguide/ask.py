@@ -300,14 +300,14 @@ def gguf_file(gguf: str | Path | None, run_dir: str | Path | None = None) -> Pat
     "The file named; for `auto` the q8_0 file of the chosen run, which is written where it is not there yet (a minute, once). `UserError` where llama.cpp is missing, or the file cannot be written."
     if gguf is None or str(gguf) != "auto":
         return gguf and Path(gguf)
-    from pocketguide.llama import import_llama_cpp
-    import_llama_cpp()
     run = chosen_run(run_dir)
     folder = run.path / "quantized/q8_0"
     made = folder / "export.json"
     if not (made.is_file() and "round_trip" in read_json(made) and any(folder.glob("*.gguf"))):  # not there, or not yet checked
-        from pocketguide.quantize import pick_formats, quantise  # only here: they need PyTorch
+        from pocketguide.llama import import_llama_cpp  # only here, as what needs PyTorch
+        from pocketguide.quantize import pick_formats, quantise
         from pocketguide.train.run_samples import EvalSettings, open_evaluable
+        import_llama_cpp()
         print(f"writing the q8_0 file of {run.run_id}, once ...", file=sys.stderr)
         quantise(*open_evaluable(run.path), pick_formats(["q8_0"]), [], EvalSettings(device="cpu", quiet=True))
     return next(folder.glob("*.gguf"))

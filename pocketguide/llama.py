@@ -117,7 +117,7 @@ class LlamaCpp:
         grammar: Grammar | None = None,  # what every answer must fit, made with this engine's `tokenizer`
     ):
         self.lib, self.path, self.max_new_tokens, self.grammar = import_llama_cpp(), Path(path), max_new_tokens, grammar
-        self.llm, self.every, self._beginnings = None, False, []
+        self.llm, self.every, self._tokenizer, self._beginnings = None, False, None, []
 
     def share(self, systems: list[str]) -> None:
         "Chats with one of these system prompts are read from the question on: what is made of their beginning is kept in the cache folder, for other processes too."
@@ -133,10 +133,12 @@ class LlamaCpp:
                 raise UserError("llama.cpp cannot open the file", self.path, str(e).splitlines()[0][:200]) from None
         return self.llm
 
-    @cached_property
+    @property
     def tokenizer(self) -> GgufTokenizer:
         "The file's own."
-        return GgufTokenizer(self.lib, self.open())
+        if self._tokenizer is None or self._tokenizer.llm is not self.open():  # opened anew with more room: the old one is let go
+            self._tokenizer = GgufTokenizer(self.lib, self.open())
+        return self._tokenizer
 
     def stream(self, prompts: list[list[int]], progress=None):
         "Yield a `Completion` for each prompt, in order. `progress` as in `Engine.stream`."
