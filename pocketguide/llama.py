@@ -31,7 +31,7 @@ def import_llama_cpp():
     try:
         import llama_cpp
     except (ImportError, OSError, RuntimeError) as e:
-        raise UserError("llama-cpp-python is not installed", str(e).splitlines()[0][:120], "pip install 'pocketguide[gguf]' (it needs a C++ compiler and cmake), or leave K-quants and --llama_cpp out") from None
+        raise UserError("llama-cpp-python is not installed", str(e).splitlines()[0][:120], "pip install 'pocketguide[gguf]' (it needs a C++ compiler and cmake), or do without --gguf, K-quants and --engines llama_cpp") from None
     _silence(llama_cpp)
     return llama_cpp
 
