@@ -9,7 +9,6 @@ __all__ = ['FIXES', 'fold', 'UnknownDestination', 'country_code', 'Place', 'Airp
 
 # %% ../nbs/03_facts.ipynb #43ad0011
 import atexit
-import contextlib
 import difflib
 import hashlib
 import json
@@ -18,7 +17,6 @@ import os
 import re
 import sqlite3
 import threading
-import time
 import unicodedata
 import zlib
 from collections.abc import Iterable, Iterator
@@ -32,7 +30,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .config import Parser, UserError, command
-from .runs import cache_dir, dump_row, write_text
+from .runs import cache_dir, dump_row, in_place, tidy, write_text
 
 # %% ../nbs/03_facts.ipynb #fold
 _LETTERS = {"ł": "l", "ø": "o", "đ": "d", "ð": "d", "þ": "th", "ı": "i", "æ": "ae", "œ": "oe", "ə": "e"}
@@ -328,30 +326,13 @@ def _content_key() -> str:
     return hashlib.sha256(repr(made_of).encode()).hexdigest()[:16]
 
 
-def _write(path: Path) -> None:
-    "Write the database to `path`, whole or not at all; several processes may do so at once."
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.urandom(6).hex()}.part")
-    try:
-        _filled(part).close()
-        os.replace(part, path)
-    finally: part.unlink(missing_ok=True)
-
-
-def _tidy(folder: Path) -> None:
-    "Leave the three newest databases in `folder`, and nothing that a killed process left half written an hour ago or longer."
-    written = sorted((p.stat().st_mtime, p) for p in folder.glob("places-*.sqlite"))
-    halves = ((p.stat().st_mtime, p) for p in folder.glob(".places-*.part"))
-    for path in (*(p for _, p in written[:-3]), *(p for at, p in halves if at < time.time() - 3600)): path.unlink(missing_ok=True)
-
-
 def _opened(anew: bool = False) -> sqlite3.Connection:
     "The database in the cache folder, made if it is missing or `anew`; one in memory where that cannot be."
     try:
         path = cache_dir() / f"places-{_content_key()}.sqlite"
         if anew or not path.exists():
-            _write(path)
-            with contextlib.suppress(OSError): _tidy(path.parent)  # another process tidies too
+            with in_place(path) as part: _filled(part).close()
+            tidy(path.parent, "places-*.sqlite", 3)
         return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro&immutable=1", uri=True, check_same_thread=False)
     except (OSError, RuntimeError, sqlite3.OperationalError):  # read-only or full; `Path.home` finds no home; SQLite says that it is full
         return _filled(":memory:")

@@ -6,11 +6,11 @@
 __all__ = ['import_llama_cpp', 'threads', 'GgufTokenizer', 'LlamaCpp']
 
 # %% ../nbs/13_llama.ipynb #llama-imports
+import contextlib
 import ctypes
 import hashlib
 import json
 import os
-import tempfile
 import time
 from functools import cached_property, lru_cache
 from itertools import islice, takewhile
@@ -21,9 +21,9 @@ import psutil
 
 from .config import UserError
 from .constrain import Grammar, accept, run_ahead
-from .engines import Completion, JsonScan
+from .engines import Completion, JsonScan, common_prefix
 from .prompts import chat_messages, encode_chat
-from .runs import cache_dir
+from .runs import cache_dir, in_place, tidy
 
 # %% ../nbs/13_llama.ipynb #import-llama-cpp
 def import_llama_cpp():
@@ -95,9 +95,8 @@ class GgufTokenizer:
         return self.lib.llama_chat_format.Jinja2ChatFormatter(template=template, eos_token=self.decode([self.eos_token_id]), bos_token="", add_generation_prompt=add_generation_prompt)
 
     def beginning(self, system: str) -> list[int]:
-        "The tokens that all chats with this system prompt begin with."
-        a, b = (encode_chat(self, chat_messages(question, system))[0] for question in "ab")
-        return a[: next(i for i, (x, y) in enumerate(zip(a, b)) if x != y)]
+        "The tokens that all chats with this system prompt begin with; none of a short one."
+        return common_prefix([encode_chat(self, chat_messages(question, system))[0] for question in "ab"])
 
     def for_llguidance(self, n_vocab: int | None, eos_token: list[int]):
         "llguidance's view of it."
@@ -190,10 +189,6 @@ class LlamaCpp:
         "The completion as it came, special tokens shown."
         return self.tokenizer.decode(completion.token_ids)
 
-    def prompt_tokens(self, messages: list[dict]) -> list[int]:
-        "A chat as tokens by what the file itself says: its template, its tokenizer."
-        return encode_chat(self.tokenizer, messages)[0]
-
     def _unread(self, prompt: list[int]) -> list[int]:
         "What is to be read of `prompt` after what llama.cpp has read already, the last token at least; what it has read beyond that is forgotten."
         llm = self.open()
@@ -212,7 +207,7 @@ class LlamaCpp:
         "Where the state after reading `tokens` is kept."
         of = self.path.stat()
         key = [str(self.path.resolve()), of.st_size, of.st_mtime_ns, self.lib.__version__, tokens]
-        return cache_dir() / "beginnings" / hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
+        return cache_dir() / "beginnings" / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]}.state"
 
     def _restore(self, tokens: list[int]) -> bool:
         "Take up the state after reading `tokens`, if it is kept."
@@ -225,16 +220,10 @@ class LlamaCpp:
     def _keep(self, tokens: list[int]) -> None:
         "Keep the state after reading `tokens`, which has just been done; not where the cache cannot be written. The oldest of many are removed."
         path = self._state(tokens)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=path.parent) as part:
-                made = Path(part) / path.name
-                if self.lib.llama_state_seq_save_file(self.llm.ctx, str(made).encode(), 0, (self.lib.llama_token * len(tokens))(*tokens), len(tokens)):
-                    os.replace(made, path)
-            for old in sorted((p for p in path.parent.iterdir() if p.is_file()), key=lambda p: p.stat().st_mtime)[:-_MOST]:
-                old.unlink(missing_ok=True)
-        except OSError:
-            pass  # it will be read again
+        with contextlib.suppress(OSError), in_place(path) as part:  # else it will be read again
+            if not self.lib.llama_state_seq_save_file(self.llm.ctx, str(part).encode(), 0, (self.lib.llama_token * len(tokens))(*tokens), len(tokens)):
+                raise OSError(f"llama.cpp cannot write {part}")
+        tidy(path.parent, "*.state", _MOST)
 
     def _logits(self, tokens: list[int]) -> np.ndarray:
         "The logits after reading `tokens`, (vocabulary,), to be used before the next reading."

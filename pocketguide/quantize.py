@@ -590,7 +590,7 @@ def respond(job: Job, fmt: Format, name: str, engine, yardstick: dict[str, list[
     if name != "llama_cpp":
         return rows, {**common, "dtype": str(job.dtype).removeprefix("torch."), "captured": engine.capture, "resident_mb": weight_mb(engine.model), "unpacked": fmt.kind not in ("bnb",)}
     chats = [job.shown.chat(a["prompt"], r.get("form", ""), r.get("subject", "")) for u in job.suites for a, r in zip(u.rows, rows[u.name])]
-    same = sum(engine.prompt_tokens(c) == encode_chat(job.tokenizer, c)[0] for c in chats)
+    same = sum(encode_chat(engine.tokenizer, c) == encode_chat(job.tokenizer, c) for c in chats)
     common["versions"]["llama_cpp_python"] = _version("llama-cpp-python")
     return rows, {**common, "resident_mb": resident, "unpacked": False, "same_prompt_tokens": [same, len(chats)]}
 
