@@ -1,11 +1,15 @@
-"""What 4-bit base weights save in training: LoRA over bfloat16 against QLoRA over nf4, on Llama-2-7B's shape with random weights, by this project's own training code.
+"""Measure what 4-bit base weights save in training: LoRA over bfloat16 against QLoRA over nf4, on Llama-2-7B's shape
+with random weights, by this project's own training code.
 
     python benchmarks/qlora_memory.py            # on a GPU, about three minutes
     python benchmarks/qlora_memory.py --quick    # a rehearsal on a tiny shape, CPU included
 
-Writes benchmarks/results/qlora_memory.json (qlora_memory_quick.json for the rehearsal) after every measured setting: bytes of the loaded weights, peak memory and seconds of an optimiser step.
-A step is a forward and a backward pass over sequences of 2,048 tokens, the last 512 of which are in the loss (a long prompt and its answer), and AdamW's update of the adapter.
+Writes benchmarks/results/qlora_memory.json (qlora_memory_quick.json for the rehearsal) after every measured setting:
+bytes of the loaded weights, peak memory and seconds of an optimiser step. A step is a forward and a backward pass over
+sequences of 2,048 tokens, the last 512 of which are in the loss (a long prompt and its answer), and AdamW's update of
+the adapter.
 """
+
 import argparse
 import gc
 import json
@@ -17,22 +21,40 @@ from pathlib import Path
 
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it recommends an optional kernel package at every import
 
-import bitsandbytes as bnb  # noqa: E402
-import torch  # noqa: E402
-from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
+import bitsandbytes as bnb
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from pocketguide.config import load_config  # noqa: E402
-from pocketguide.runs import git_commit, versions, write_json  # noqa: E402
-from pocketguide.train.passes import IGNORE, Layout, target_loss  # noqa: E402
-from pocketguide.train.train import add_adapter  # noqa: E402
+from pocketguide.core.config import load_config
+from pocketguide.core.files import write_json
+from pocketguide.core.runs import git_commit, versions
+from pocketguide.train.microbatch import IGNORE, Layout, target_loss
+from pocketguide.train.train import add_adapter
 
 CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")
-LLAMA_2_7B = dict(vocab_size=32000, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=32, max_position_embeddings=4096, rms_norm_eps=1e-5)
-TINY = dict(vocab_size=512, hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=4096)
+LLAMA_2_7B = {
+    "vocab_size": 32000,
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+    "max_position_embeddings": 4096,
+    "rms_norm_eps": 1e-5,
+}
+TINY = {
+    "vocab_size": 512,
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 4096,
+}
 
 
 def sync():
@@ -41,38 +63,51 @@ def sync():
 
 
 def build(shape, weights):
-    "The random model in bfloat16, or with every linear layer of its blocks in nf4 with double quantisation, as `load_model` with `quantization: nf4` would have it."
+    """Return the random model in bfloat16, or with every linear layer of its blocks in nf4 with double quantisation, as
+    `load_model` with `quantization: nf4` would have it."""
     torch.manual_seed(0)
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)
     try:
         with DEVICE:
-            model = LlamaForCausalLM(LlamaConfig(**shape, attn_implementation="sdpa", tie_word_embeddings=False, use_cache=False))
+            model = LlamaForCausalLM(
+                LlamaConfig(**shape, attn_implementation="sdpa", tie_word_embeddings=False, use_cache=False)
+            )
     finally:
         torch.set_default_dtype(before)
     if weights == "nf4":
         for module in list(model.model.modules()):
             for name, layer in list(module.named_children()):
                 if type(layer) is torch.nn.Linear:
-                    four = bnb.nn.Linear4bit(layer.in_features, layer.out_features, bias=False, compute_dtype=torch.bfloat16, compress_statistics=True, quant_type="nf4", device="meta")
-                    four.weight = bnb.nn.Params4bit(layer.weight.data, requires_grad=False, compress_statistics=True, quant_type="nf4", module=four).to(DEVICE)
+                    four = bnb.nn.Linear4bit(
+                        layer.in_features,
+                        layer.out_features,
+                        bias=False,
+                        compute_dtype=torch.bfloat16,
+                        compress_statistics=True,
+                        quant_type="nf4",
+                        device="meta",
+                    )
+                    four.weight = bnb.nn.Params4bit(
+                        layer.weight.data, requires_grad=False, compress_statistics=True, quant_type="nf4", module=four
+                    ).to(DEVICE)
                     setattr(module, name, four)
         model.is_loaded_in_4bit = model.is_quantized = True  # what PEFT looks at
     return model
 
 
 def random_batch(vocab, batch, tokens, targets):
-    "A batch as training makes it."
+    "Return a batch as training makes it."
     torch.manual_seed(1)
     rows = []
     for ids in torch.randint(vocab, (batch, tokens)):
         rows.append({"input_ids": ids, "labels": torch.cat([torch.full((tokens - targets,), IGNORE), ids[-targets:]])})
-    (inputs,) = Layout(0, False, batch * tokens, batch).passes(rows)
+    (inputs,) = Layout(0, False, batch * tokens, batch).microbatches(rows)
     return {k: v.to(DEVICE) for k, v in inputs.items()}
 
 
 def step(model, optimiser, inputs):
-    "Forward, backward, update, as training does it."
+    "Run forward, backward and update as training does, and return the loss."
     with target_loss(model):
         loss = model(**inputs, labels=inputs["shift_labels"], num_items_in_batch=len(inputs["at"])).loss
     loss.backward()
@@ -83,8 +118,19 @@ def step(model, optimiser, inputs):
 
 
 def measure(shape, cfg, weights, batch, checkpointing, tokens, targets, steps):
-    "One row of the result."
-    row = {"weights": weights, "batch": batch, "gradient_checkpointing": checkpointing, "tokens": tokens, "targets": targets, "weights_gb": None, "peak_gb": None, "step_s": None, "tokens_per_s": None, "error": None}
+    "Measure one setting and return its row of the result."
+    row = {
+        "weights": weights,
+        "batch": batch,
+        "gradient_checkpointing": checkpointing,
+        "tokens": tokens,
+        "targets": targets,
+        "weights_gb": None,
+        "peak_gb": None,
+        "step_s": None,
+        "tokens_per_s": None,
+        "error": None,
+    }
     try:
         model = build(shape, weights)
         gc.collect()
@@ -107,9 +153,18 @@ def measure(shape, cfg, weights, batch, checkpointing, tokens, targets, steps):
             sync()
             times.append(time.perf_counter() - began)
         seconds = statistics.median(times[2:])
-        row |= {"step_s": round(seconds, 3), "steps_s": [round(t, 3) for t in times[2:]], "tokens_per_s": round(batch * tokens / seconds), "last_loss": round(loss.item(), 3), "adapter_parameters": sum(p.numel() for p in peft.parameters() if p.requires_grad)}
+        row |= {
+            "step_s": round(seconds, 3),
+            "steps_s": [round(t, 3) for t in times[2:]],
+            "tokens_per_s": round(batch * tokens / seconds),
+            "last_loss": round(loss.item(), 3),
+            "adapter_parameters": sum(p.numel() for p in peft.parameters() if p.requires_grad),
+        }
         if CUDA:
-            row |= {"peak_gb": round(torch.cuda.max_memory_allocated() / 1e9, 2), "reserved_gb": round(torch.cuda.max_memory_reserved() / 1e9, 2)}
+            row |= {
+                "peak_gb": round(torch.cuda.max_memory_allocated() / 1e9, 2),
+                "reserved_gb": round(torch.cuda.max_memory_reserved() / 1e9, 2),
+            }
     except torch.OutOfMemoryError:
         row["error"] = "out of memory"
     return row
@@ -122,15 +177,33 @@ def main():
     parser.add_argument("--out", type=Path)
     a = parser.parse_args()
     if not CUDA and not a.quick:
-        parser.exit(2, "error: no CUDA device was found (benchmarks/qlora_memory.py): the 7B shape needs a GPU with 40 GB, --quick rehearses without\n")
+        parser.exit(
+            2,
+            "error: no CUDA device was found (benchmarks/qlora_memory.py): "
+            "the 7B shape needs a GPU with 40 GB, --quick rehearses without\n",
+        )
     torch.backends.cuda.matmul.allow_tf32 = True  # the adapter's float32 products, as in training
     shape, tokens, targets, steps = (TINY, 128, 32, 2) if a.quick else (LLAMA_2_7B, 2048, 512, a.steps)
-    cfg = {w: load_config(ROOT / "configs/train_qlora_v4.yaml", [f"runtime.quantization={q}"]) for w, q in (("bfloat16", "none"), ("nf4", "nf4"))}
+    cfg = {
+        w: load_config(ROOT / "configs/train_qlora_v4.yaml", [f"runtime.quantization={q}"])
+        for w, q in (("bfloat16", "none"), ("nf4", "nf4"))
+    }
     out = a.out or ROOT / f"benchmarks/results/qlora_memory{'_quick' * a.quick}.json"
     with torch.device("meta"):
         parameters = LlamaForCausalLM(LlamaConfig(**shape, tie_word_embeddings=False)).num_parameters()
-    result = {"device": torch.cuda.get_device_name() if CUDA else f"cpu, {torch.get_num_threads()} threads", "git_commit": git_commit(ROOT), "versions": versions(),
-              "shape": {"name": "a tiny shape" if a.quick else "Llama-2-7B's shape", "parameters": parameters, "rank": cfg["nf4"].lora.r, "tokens": tokens, **shape}, "rows": []}
+    result = {
+        "device": torch.cuda.get_device_name() if CUDA else f"cpu, {torch.get_num_threads()} threads",
+        "git_commit": git_commit(ROOT),
+        "versions": versions(),
+        "shape": {
+            "name": "a tiny shape" if a.quick else "Llama-2-7B's shape",
+            "parameters": parameters,
+            "rank": cfg["nf4"].lora.r,
+            "tokens": tokens,
+            **shape,
+        },
+        "rows": [],
+    }
     for weights in ("bfloat16", "nf4"):
         for batch, checkpointing in ((1, False), (1, True), (4, True)):
             result["rows"].append(measure(shape, cfg[weights], weights, batch, checkpointing, tokens, targets, steps))
