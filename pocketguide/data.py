@@ -84,7 +84,7 @@ def plot_lengths(
         ax.axvline(median, color="black", linestyle="--", linewidth=1, label=label)
     ax.set(title="How long the answers are", xlabel=f"length of the target ({unit})")
     ax.set_ylabel(f"answers per {edges[1] - edges[0]:.0f} {unit}")
-    ax.legend(frameon=False, fontsize=9)
+    ax.legend(frameon=False, fontsize=9, loc="upper right")
     ax.spines[["top", "right"]].set_visible(False)
     return ax
 
@@ -135,8 +135,8 @@ def breadth(
 
 # %% ../nbs/01_data.ipynb #labels
 LABELS = frozenset(
-    "payload_type priority when type id from to condition options time_block mode currency timezone name estimated_time "
-    "location requires".split()
+    "payload_type priority when type id from to condition options time_block mode currency timezone name "
+    "estimated_time location requires".split()
 )
 
 

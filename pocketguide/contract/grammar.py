@@ -376,7 +376,7 @@ def lint_text(
 
 # %% ../../nbs/contract/02_grammar.ipynb #tokenizer-json
 def _tokenizer_json(tokenizer) -> str:
-    "Return a fast tokenizer as JSON, without padding or truncation; its decoder ByteLevel alone if that is a part of it."
+    "Return a fast tokenizer as JSON, without padding or truncation; of a composed decoder only ByteLevel is kept."
     backend = copy.copy(tokenizer.backend_tokenizer)
     backend.no_padding()
     backend.no_truncation()

@@ -21,8 +21,8 @@ from itertools import islice
 def import_jsonschema():
     """Import jsonschema at its first use, without `rfc3987_syntax`.
 
-    JupyterLab brings `rfc3987_syntax` along, from which jsonschema would build a grammar of IRIs for three seconds. It serves
-    `format`, which is not checked here. It is hidden during the import only, and not if it is loaded already.
+    JupyterLab brings `rfc3987_syntax` along, from which jsonschema would build a grammar of IRIs for three seconds. It
+    serves `format`, which is not checked here. It is hidden during the import only, and not if it is loaded already.
     """
     if not {"jsonschema", "rfc3987_syntax"} & set(sys.modules):
         sys.modules["rfc3987_syntax"] = None  # makes its import fail, which jsonschema expects
@@ -67,7 +67,10 @@ class ParseProblem(ValueError):
 
 
 def _spans(text: str, start: int = 0) -> tuple[int | None, int]:
-    "Return the index after the match of the bracket at `start` (None if it never closes) and the deepest nesting; linear time."
+    """Return the index after the match of the bracket at `start` (None if it never closes) and the deepest nesting.
+
+    Linear time.
+    """
     depth = deepest = 0
     for m in _TOKEN.finditer(text, start):
         if m[0] in "[{":
@@ -131,7 +134,10 @@ def parse_lenient(
     text: str,
     candidates: int = 8,  # how many opening brackets to try; bounds the time on hostile text
 ) -> dict | None:
-    "Return the first object that can be recovered from `text`, or None. Text that begins with a bracket is that value or nothing."
+    """Return the first object that can be recovered from `text`, or None.
+
+    Text that begins with a bracket is that value or nothing.
+    """
     if text.lstrip()[:1] in ("{", "["):
         candidates = 1
     starts = (m.start() for m in re.finditer(r"[\[{]", text))
@@ -157,8 +163,9 @@ def parse_lenient(
 
 # %% ../../nbs/contract/01_schema.ipynb #categories
 CATEGORIES = tuple(
-    "empty prose_or_fence truncated repetition_loop not_json root_list root_scalar envelope_missing envelope_type envelope_extra "
-    "payload_type_mismatch payload_missing payload_extra payload_value semantic ok".split()
+    "empty prose_or_fence truncated repetition_loop not_json root_list root_scalar "
+    "envelope_missing envelope_type envelope_extra payload_type_mismatch "
+    "payload_missing payload_extra payload_value semantic ok".split()
 )
 
 
@@ -174,7 +181,10 @@ class Problem:
 # %% ../../nbs/contract/01_schema.ipynb #verdict
 @dataclass(frozen=True)
 class Verdict:
-    "Hold the result of judging one answer. `schema_valid` is strict; `_lenient` fields say what a forgiving reader recovers."
+    """Hold the result of judging one answer.
+
+    `schema_valid` is strict; `_lenient` fields say what a forgiving reader recovers.
+    """
 
     category: str  # one of CATEGORIES, or "schema" for a contract without categories of its own
     parse_success: bool = False
@@ -189,7 +199,7 @@ class Verdict:
 
     @property
     def first(self) -> Problem | None:
-        "The primary problem, or None for an answer without problems."
+        "Return the primary problem, or None for an answer without problems."
         return self.problems[0] if self.problems else None
 
 # %% ../../nbs/contract/01_schema.ipynb #repeats
@@ -427,7 +437,9 @@ def any_validator(schema: dict):
 
 # %% ../../nbs/contract/01_schema.ipynb #schema-problems
 def schema_problems(value: object, validator) -> tuple[Problem, ...]:
-    "Return every violation that `validator` (from `any_validator`) finds in a parsed value, in the order of the schema."
+    """Return every violation that `validator` (from `any_validator`) finds in a parsed value, in the order of the
+    schema.
+    """
     try:
         return tuple(
             Problem("schema", code, json_path(path), message)
@@ -443,7 +455,10 @@ def check_schema(
     validator,  # from `any_validator`
     finish_reason: str | None = None,  # "length" if the token limit ended the answer
 ) -> Verdict:
-    "Judge one answer by any JSON Schema: does it parse, does it fit, and if not, at which path. Never raises on any text."
+    """Judge one answer by any JSON Schema: does it parse, does it fit, and if not, at which path.
+
+    Never raises on any text.
+    """
     return judge(text, partial(schema_problems, validator=validator), finish_reason)
 
 # %% ../../nbs/contract/01_schema.ipynb #draft

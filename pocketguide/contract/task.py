@@ -70,7 +70,10 @@ def compare(
     rates: dict[str, Callable[[dict], bool]] = RATES,
     schema_hash: str = "",  # identifies the contract that judged both
 ) -> dict:
-    "Return the content of `comparison_metrics.json`: both sides, the difference of every rate, McNemar's exact test on each."
+    """Return the content of `comparison_metrics.json`.
+
+    Both sides, the difference of every rate, McNemar's exact test on each.
+    """
     if [row["prompt_id"] for row in base] != [row["prompt_id"] for row in finetuned]:
         raise UserError(
             "base and fine-tuned rows answer different prompts", "metrics", "evaluate both on the same suite"
@@ -105,7 +108,10 @@ class Task(ABC):
 
     @cached_property
     def schema_hash(self) -> str:
-        "Return the SHA-256 (hex) of the schema in canonical form: answers judged under different hashes are not comparable."
+        """Return the SHA-256 (hex) of the schema in canonical form.
+
+        Answers judged under different hashes are not comparable.
+        """
         return hashlib.sha256(json.dumps(self.schema, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
     @abstractmethod
@@ -287,7 +293,10 @@ class SchemaTask(Task):
 
 # %% ../../nbs/contract/03_task.ipynb #schema-task-load
 def load_schema_task(schema: dict | str | Path) -> SchemaTask:
-    "Return the task of a schema, or of a file that holds one. `UserError` if it is no schema, or refers to what is not in it."
+    """Return the task of a schema, or of a file that holds one.
+
+    `UserError` if it is no schema, or refers to what is not in it.
+    """
     if isinstance(schema, dict):
         return SchemaTask(schema)
     name = re.sub(r"(\.schema)?\.json$", "", Path(schema).name) or "schema"

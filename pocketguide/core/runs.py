@@ -8,7 +8,6 @@ __all__ = ['PACK_BYTES', 'versions', 'git_commit', 'Run', 'unpacked_adapter', 'n
 
 # %% ../../nbs/core/05_runs.ipynb #imports
 import contextlib
-import gzip
 import importlib.metadata
 import lzma
 import os
@@ -178,7 +177,7 @@ def published_runs(root: str | Path = "runs/train") -> list[Run]:
     return sorted((r for r in runs if r.meta.get("published")), key=lambda r: (r.name, r.run_id))
 
 # %% ../../nbs/core/05_runs.ipynb #bf16
-PACK_BYTES = 20_000  # sample files above this size are published as .gz
+PACK_BYTES = 20_000  # sample files above this size are published as .xz
 # For bfloat16 weights: numbers of two bytes, of which only the upper byte has a pattern
 _BF16_FILTERS = [{"id": lzma.FILTER_LZMA2, "preset": 9, "lc": 3, "lp": 1, "pb": 1}]
 
@@ -187,8 +186,8 @@ def _pack(run: Run) -> None:
     "Pack the long sample files and the adapter's weights of a run."
     for path in run.path.glob("**/samples/*/*.jsonl"):  # of variants too, such as constrained/
         if path.stat().st_size > PACK_BYTES:
-            compressed = gzip.compress(path.read_bytes(), mtime=0)  # no time stamp: same rows, same bytes
-            write_bytes(path.with_name(path.name + ".gz"), compressed)
+            compressed = lzma.compress(path.read_bytes(), preset=9 | lzma.PRESET_EXTREME)
+            write_bytes(path.with_name(path.name + ".xz"), compressed)
             path.unlink()
     for weights in run.path.glob("adapter/*.safetensors"):
         compressed = lzma.compress(weights.read_bytes(), filters=_BF16_FILTERS)

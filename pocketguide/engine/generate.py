@@ -175,20 +175,29 @@ def run(self: _Batch, progress: Callable) -> Iterator[Completion]:
     "Yield completions until nothing waits and no row is at work."
     model = self.engine.model
     self.decoder = self._make_decoder()
-    with use_static_cache_attention(model):
-        self.decoder.prefill_prefix(common_prefix(self.prompts))
-    while self.waiting or any(self.active):
-        free = [row for row, answer in enumerate(self.active) if answer is None]
-        with use_static_cache_attention(model):  # only while the model runs: the caller may use it in between
-            if self.waiting and len(free) >= max(1, len(self.active) // self.engine.refill):
-                self._fill(free)
-            else:
-                self.decoder.advance(max(a.prompt_length + a.seen for a in self.active if a))
-        generated, finished = self._collect()
-        progress(generated, finished)
-        yield from finished
-        if not self.waiting and self.engine.device.type == "cpu":
-            self._compact()
+    try:
+        with use_static_cache_attention(model):
+            self.decoder.prefill_prefix(common_prefix(self.prompts))
+        while self.waiting or any(self.active):
+            with use_static_cache_attention(model):  # only while the model runs: the caller may use it in between
+                self._advance()
+            generated, finished = self._collect()
+            progress(generated, finished)
+            yield from finished
+            if not self.waiting and self.engine.device.type == "cpu":
+                self._compact()
+    finally:
+        self.cache.release()
+
+# %% ../../nbs/engine/11_generate.ipynb #batch-advance
+@patch
+def _advance(self: _Batch) -> None:
+    "Prefill waiting prompts if enough rows are free, else decode."
+    free = [row for row, answer in enumerate(self.active) if answer is None]
+    if self.waiting and len(free) >= max(1, len(self.active) // self.engine.refill):
+        self._fill(free)
+    else:
+        self.decoder.advance(max(a.prompt_length + a.seen for a in self.active if a))
 
 
 @patch
@@ -277,7 +286,7 @@ def stream(self: Engine, prompts: list[list[int]], progress=None, on_token=None,
         except (RuntimeError, MemoryError) as e:
             if not _is_out_of_memory(e):
                 raise
-        # Here nothing but `batch` holds the memory of a failed attempt any more
+        # After the except block nothing but `batch` holds the memory of a failed attempt any more
         waiting.extendleft(row.index for row in reversed(batch.active) if row)
         del batch
         if waiting:

@@ -117,6 +117,13 @@ def move_row(self: StaticKVCache, source: int, target: int, length: int) -> None
     for values in state:
         values[target] = values[source]
 
+
+@patch
+def release(self: StaticKVCache) -> None:
+    "Drop keys and values at once; cache and layers refer to each other, so they would wait for the garbage collector."
+    for layer in self.layers:
+        layer.keys = layer.values = None
+
 # %% ../../nbs/engine/09_static_cache.ipynb #attention
 ATTENTION = "pocketguide_static_cache"  # its name among transformers' attention implementations
 

@@ -32,15 +32,14 @@ from ..travel.prompts import place_facts
 
 # %% ../../nbs/ship/05_ask.ipynb #parser
 _HELP = {
-    "question": f"the question, at most {MAX_CHARACTERS:,} characters; without one, on a terminal, a session of questions",
+    "question": f"the question, at most {MAX_CHARACTERS:,} characters; none, on a terminal: a session of questions",
     "format": "Markdown or one line of JSON; auto is md on a terminal, else json",
-    "payload_type": f"the payload type that the answer must have: {', '.join(PAYLOAD_TYPES)}; left out: as the model reads the "
-    "question",
-    "run_dir": "a run directory, runs/train/<RUN_ID>; left out: the published run with the most valid answers on fixed200_v1",
-    "gguf": "answer from this GGUF file through llama.cpp, which loads several times as fast as PyTorch; auto is the run's q8_0 "
-    "file, written at its first use (needs the extra [gguf])",
+    "payload_type": f"the payload type of the answer: {', '.join(PAYLOAD_TYPES)}; left out: as the model reads it",
+    "run_dir": "a run directory, runs/train/<RUN_ID>; left out: the published run with the most valid answers",
+    "gguf": "answer from this GGUF file through llama.cpp, which loads several times as fast as PyTorch; "
+    "auto is the run's q8_0 file, written at its first use (needs the extra [gguf])",
     "schema": "answer in this JSON Schema instead of the travel contract",
-    "free": "do not constrain the answer to the schema while it is decoded, even if the extra [constrained] is installed",
+    "free": "do not constrain the answer while it is decoded, even if the extra [constrained] is installed",
 }
 
 
@@ -73,7 +72,9 @@ def _waiting(text: str):
 # %% ../../nbs/ship/05_ask.ipynb #facts-in-background
 @contextlib.contextmanager
 def _facts_in_background(question: str, wanted: bool):
-    "Yield a function that returns the facts of a question's place, found in another process while this one loads the model."
+    """Yield a function that returns the facts of a question's place, found in another process while this one loads
+    the model.
+    """
     if not wanted or {"torch", "llama_cpp"} & set(sys.modules):  # a process with their threads should not be forked
         yield lambda: None
         return
@@ -119,7 +120,10 @@ def _answer_question(
 
 # %% ../../nbs/ship/05_ask.ipynb #session
 def _session(guide: Guide, payload_type: str | None, md: bool) -> None:
-    "Answer what is typed, one question per line, up to an empty line. A question that cannot be asked does not end the session."
+    """Answer what is typed, one question per line, up to an empty line.
+
+    A question that cannot be asked does not end the session.
+    """
     if guide.travel and guide.options.facts:  # open the tables of places now, so that the first question need not wait
         Thread(target=place_facts, args=("Lisbon",), daemon=True).start()
     print("One question per line; an empty line ends.", file=sys.stderr)

@@ -174,7 +174,7 @@ def gguf_tensors(model) -> list[GgufTensor]:
         found.append(GgufTensor(target, weights, heads.get(name.split(".")[-2], 0)))
     return found
 
-# %% ../../nbs/ship/01_gguf.ipynb #stored-as
+# %% ../../nbs/ship/01_gguf.ipynb #storage-type
 def storage_type(
     name: str,  # of the tensor in the file
     shape: tuple[int, ...],
@@ -305,5 +305,5 @@ def write_gguf(
         finally:
             with contextlib.suppress(OSError):
                 writer.close()
-    fallen = [t.name for t, kind in zip(tensors, types) if kind == Q.F16 != wanted]
+    fallen = [t.name for t, kind in zip(tensors, types) if kind == Q.F16 and wanted != Q.F16]
     return [f"{len(fallen)} tensors in f16, their rows are no multiple of the block: {fallen[0]} ..."] if fallen else []

@@ -75,7 +75,9 @@ def runs_folder() -> Path:
 
 
 def best_run(root: str | Path | None = None, suite: str = "fixed200_v1") -> Run:
-    "Return the published run with an adapter and the most valid answers on `suite`, the newest of equals, or raise `UserError`."
+    """Return the published run with an adapter and the most valid answers on `suite`, the newest of equals, or raise
+    `UserError`.
+    """
     root = Path(root) if root else runs_folder()
     published = [r for r in published_runs(root) if suite in r.suites]
     usable = [r for r in published if any((r.path / "adapter").glob("adapter_model.safetensors*"))]
@@ -85,7 +87,10 @@ def best_run(root: str | Path | None = None, suite: str = "fixed200_v1") -> Run:
 
 # %% ../../nbs/ship/04_guide.ipynb #chosen-run
 def chosen_run(run_dir: str | Path | None = None, gguf: str | Path | None = None) -> Run:
-    "Return the named run, the run that holds the GGUF file, or the best published one. `UserError` if it cannot answer."
+    """Return the named run, the run that holds the GGUF file, or the best published one.
+
+    `UserError` if it cannot answer.
+    """
     parents = list(Path(gguf).resolve().parents)[:2] if gguf else []
     holder = next((p for p in parents if (p / "config.yaml").is_file()), None)
     return open_run(run_dir or holder or best_run().path, adapter=not gguf)
@@ -183,7 +188,10 @@ class LoadedModel:
 
     @lru_cache(maxsize=8)  # noqa: B019 (a model lives as long as its process)
     def grammar(self, schema: str, optional: bool = False) -> Future:
-        "Start to compile a schema (JSON text). The result is None if answers are free or, if `optional`, it cannot be enforced."
+        """Start to compile a schema (JSON text).
+
+        The result is None if answers are free or, if `optional`, it cannot be enforced.
+        """
         return self._worker.submit(self._compile, schema, optional)
 
     def _compile(self, schema: str, optional: bool) -> Grammar | None:
@@ -278,7 +286,10 @@ def clean(self: Guide, question: str, payload_type: str | None = None) -> str:
 # %% ../../nbs/ship/04_guide.ipynb #guide-classify
 @patch
 def classify(self: Guide, question: str, payload_type: str | None = None) -> Classification | None:
-    "Return what the model recognises in a question, with the payload type if it is given; None if prompts do not show it."
+    """Return what the model recognises in a question, with the payload type if it is given.
+
+    None if prompts do not show it.
+    """
     row = {"prompt": self.clean(question, payload_type)}
     return self.task.classify(self.model.engine, [row], self.options, payload_type)[0]
 

@@ -81,7 +81,10 @@ class Suite:
 
 
 def load_suite(path: str | Path) -> Suite:
-    "Load a suite: one object per line with `id` and `prompt`. `UserError` if it is missing, empty, broken or repeats an id."
+    """Load a suite: one object per line with `id` and `prompt`.
+
+    `UserError` if it is missing, empty, broken or repeats an id.
+    """
     return Suite(Path(path), read_jsonl(path, required=("id", "prompt"), unique="id", kind="suite"))
 
 # %% ../../nbs/03_batched_eval.ipynb #progress
@@ -281,7 +284,10 @@ def write_results(
 # %% ../../nbs/03_batched_eval.ipynb #parity
 @torch.inference_mode()
 def parity(task: Task, engine: Engine, suites: list[Suite], rows: dict[str, list[dict]], n: int, options=()) -> dict:
-    "Answer `n` evenly spaced prompts again, alone, by transformers' `generate`; count the equal answers and changed verdicts."
+    """Answer `n` evenly spaced prompts again, alone, by transformers' `generate`.
+
+    Count the equal answers and changed verdicts.
+    """
     pairs = [(question, row) for suite in suites for question, row in zip(suite.rows, rows[suite.name])]
     chosen = [pairs[i * len(pairs) // n] for i in range(min(n, len(pairs)))]
     known = [task.recorded_classification(row) for _, row in chosen]
@@ -439,7 +445,10 @@ def _parity(work: _Evaluation, run: Run, rows: dict[str, list[dict]], options) -
 
 # %% ../../nbs/03_batched_eval.ipynb #generation
 def _generation(work: _Evaluation, cfg: Config, run: Run, suite: Suite, base_cost: dict, cost: dict) -> dict:
-    "Return how the answers were generated. Times are of whole passes over all suites; the batch size is that of one rank."
+    """Return how the answers were generated.
+
+    Times are of whole passes over all suites; the batch size is that of one rank.
+    """
     engine, settings = work.engine, work.settings
     cpu = f"cpu ({torch.get_num_threads()} threads)"
     return {
@@ -473,20 +482,21 @@ def summary_row(task: Task, name: str, suite: str, rows: list[dict], cost: dict)
     }
 
 # %% ../../nbs/03_batched_eval.ipynb #parser
-_DESCRIPTION = """Answer prompt suites with the base model and with fine-tuned adapters, in batches; write answers, verdicts and
-metrics into the run directories. Started again after an interruption, the same command continues where it stopped. On several
-GPUs: torchrun --nproc_per_node N -m pocketguide.train.run_samples ...; each rank answers its share."""
+_DESCRIPTION = """Answer prompt suites with the base model and with fine-tuned adapters, in batches; write answers,
+verdicts and metrics into the run directories. Started again after an interruption, the same command continues where it
+stopped. On several GPUs: torchrun --nproc_per_node N -m pocketguide.train.run_samples ...; each rank answers its
+share."""
 _HELP = {
-    "run_dir": "run directories, runs/train/<RUN_ID>; the base model answers each set of prompts once for all of them",
+    "run_dir": "run directories, runs/train/<RUN_ID>; the base model answers each set of prompts once for all",
     "batch_size": "prompts decoded at a time (by each rank), or auto: as many as fit into memory",
     "facts": "show the destination's offline facts and the constraints in the prompts; auto: as the run was trained",
-    "constrained": "constrain every answer to the schema while it is decoded (needs the extra [constrained]); results go below "
-    "RUN_DIR/constrained, unless --out is given",
-    "schema": "ask for this JSON Schema and judge by it, instead of the travel contract; results go below RUN_DIR/schemas/NAME, "
-    "or OUT/schemas/NAME",
-    "check_parity": "answer N prompts again, one at a time, with transformers' generate, and record how many answers and "
-    "verdicts differ",
-    "out": "write the results below this folder, in a run directory of the same name, instead of into the runs themselves",
+    "constrained": "constrain every answer to the schema while it is decoded (needs the extra [constrained]); "
+    "results go below RUN_DIR/constrained, unless --out is given",
+    "schema": "ask for this JSON Schema and judge by it, instead of the travel contract; "
+    "results go below RUN_DIR/schemas/NAME, or OUT/schemas/NAME",
+    "check_parity": "answer N prompts again, one at a time, with transformers' generate, and record how many "
+    "answers and verdicts differ",
+    "out": "write the results below this folder, in a run directory of the same name, instead of into the runs",
 }
 
 
@@ -506,7 +516,10 @@ def _parser() -> Parser:
 
 # %% ../../nbs/03_batched_eval.ipynb #read-arguments
 def _settings(a: argparse.Namespace) -> EvalSettings:
-    "Return the settings that the arguments give. `UserError` for two that exclude each other or a package that is missing."
+    """Return the settings that the arguments give.
+
+    `UserError` for two that exclude each other or a package that is missing.
+    """
     if a.constrained and a.check_parity:
         what = "--check_parity answers with transformers' generate, which knows no grammar"
         raise UserError(what, "--constrained", "leave one of the two out")

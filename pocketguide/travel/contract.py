@@ -66,7 +66,10 @@ _KINDS = {"required": "missing", "additionalProperties": "extra"}
 
 
 def _violations(name: str, instance: object, prefix: tuple, part: str, otherwise: str) -> list[Problem]:
-    "Return what the schema `name` finds wrong with `instance`; categories are `<part>_<kind>`, paths start at `prefix`."
+    """Return what the schema `name` finds wrong with `instance`.
+
+    Categories are `<part>_<kind>`, paths start at `prefix`.
+    """
     return [
         Problem(f"{part}_{_KINDS.get(code, otherwise)}", code, json_path((*prefix, *path)), message)
         for error in islice(validator(name).iter_errors(instance), MAX_PROBLEMS)
@@ -81,7 +84,10 @@ def _signature(payload_type: str) -> str:
 
 # %% ../../nbs/travel/01_contract.ipynb #contract-problems
 def contract_problems(value: dict) -> list[Problem]:
-    "Return every violation of the envelope and, if the type is known, of the payload schema; the primary category first."
+    """Return every violation of the envelope and, if the type is known, of the payload schema.
+
+    The primary category first.
+    """
     problems = _violations("envelope", value, (), "envelope", "type")
     kind, payload = value.get("payload_type"), value.get("payload")
     if isinstance(kind, str) and kind in PAYLOAD_TYPES and isinstance(payload, dict):
@@ -100,7 +106,9 @@ def _other_type(kind: str, payload: dict) -> str | None:
 
 # %% ../../nbs/travel/01_contract.ipynb #names-place
 def names_place(value: object, destination: str) -> bool:
-    "Check if a string of the answer has `destination` (its part before a comma) as a word, without regard to case and accents."
+    """Check if a string of the answer has `destination` (its part before a comma) as a word, without regard to case
+    and accents.
+    """
 
     def fold(text: str) -> str:
         return strip_accents(text.casefold())
@@ -243,7 +251,10 @@ def _embedded(name: str) -> dict:
 def contract_schema(
     payload_type: str | None = None,  # fixes one type; None leaves all four open
 ) -> dict:
-    "Return one JSON Schema of the whole answer, in which the payload follows `payload_type`; properties in the order of `serialize`."
+    """Return one JSON Schema of the whole answer, in which the payload follows `payload_type`.
+
+    Properties in the order of `serialize`.
+    """
     kinds = (payload_type,) if payload_type else PAYLOAD_TYPES
     defs = {kind: _embedded(kind) for kind in kinds}  # KeyError for an unknown type
     envelope = _embedded("envelope")

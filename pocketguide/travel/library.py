@@ -26,18 +26,18 @@ from ..core.files import file_hash
 from .contract import PAYLOAD_TYPES
 from .gazetteer import country_code, fold
 
-# %% ../../nbs/travel/06_library.ipynb #one
+# %% ../../nbs/travel/06_library.ipynb #pick-one
 def pick_one(rng: random.Random, seq: Sequence):
     "Return one element of `seq`, each with the same probability."
     return seq[int(rng.random() * len(seq))]
 
-# %% ../../nbs/travel/06_library.ipynb #some
+# %% ../../nbs/travel/06_library.ipynb #pick-some
 def pick_some(rng: random.Random, seq: Sequence, k: int) -> list:
     "Return `k` elements of `seq` (all, if there are fewer) in random order."
     shuffled = sorted((rng.random(), position) for position in range(len(seq)))
     return [seq[position] for _, position in shuffled[:k]]
 
-# %% ../../nbs/travel/06_library.ipynb #weighted
+# %% ../../nbs/travel/06_library.ipynb #pick-weighted
 def pick_weighted(rng: random.Random, weights: dict):
     "Return a key of `weights` with a probability proportional to its weight."
     rest = rng.random() * sum(weights.values())
@@ -120,7 +120,7 @@ def _unknown_words(value: object, placeholders: Sequence[str] = PLACEHOLDERS) ->
             if name not in placeholders:
                 yield where, f"nothing fills the placeholder {{{name}}}"
 
-# %% ../../nbs/travel/06_library.ipynb #twice
+# %% ../../nbs/travel/06_library.ipynb #duplicate-ids
 def _entries(value: object) -> list[tuple]:
     "Return the (key, value) pairs of a mapping, or of a list whose entries are named by `id`, else by position."
     if isinstance(value, dict):
@@ -139,7 +139,7 @@ def _duplicate_ids(value: object, path: tuple = ()) -> Iterator[tuple[str, str]]
         seen.add(key)
         yield from _duplicate_ids(inner, (*path, key))
 
-# %% ../../nbs/travel/06_library.ipynb #merged
+# %% ../../nbs/travel/06_library.ipynb #merge
 def merge(old: object, new: object, path: tuple = ()) -> object:
     "Return `new` merged over `old`, which stays unchanged; raise `ValueError` with the path if their shapes differ."
     if isinstance(old, dict) and isinstance(new, dict):
@@ -161,7 +161,7 @@ def _merge_lists(old: list, new: list, path: tuple) -> list:
         later[key] = merge(earlier[key], entry, (*path, key)) if key in earlier else entry
     return list((earlier | later).values())
 
-# %% ../../nbs/travel/06_library.ipynb #paths
+# %% ../../nbs/travel/06_library.ipynb #layer-files
 def _layer_files(folder: str | Path, layers: Sequence[str]) -> list[tuple[str, str, Path]]:
     "Return (layer, name, path) of the library's files: all of `FILES` in the first layer, what exists in later ones."
     first, names = layers[0], (*FILES, *MESSAGE_FILES)
@@ -192,7 +192,7 @@ def _read_file(path: Path, name: str) -> object:
         raise UserError(what, f"{path}: {where}", "give one of them another id")
     return content
 
-# %% ../../nbs/travel/06_library.ipynb #tellings
+# %% ../../nbs/travel/06_library.ipynb #message-ids
 _SECTIONS = {"situations": dict, "themes": dict, "choices": dict, "trips": list, "forms": dict}
 
 
@@ -271,7 +271,7 @@ def load_library(folder: str | Path = "data/content", layers: Sequence[str] = ("
     Raise `UserError` for files that are missing or broken and for words outside the vocabulary."""
     return _load(str(folder), tuple(layers))
 
-# %% ../../nbs/travel/06_library.ipynb #bank-hash
+# %% ../../nbs/travel/06_library.ipynb #library-hash
 def library_hash(folder: str | Path = "data/content", layers: Sequence[str] = ("v2",)) -> str:
     "Return the SHA-256 (hex) over the library's files in order; those of later layers count with their names."
     hashes = [
@@ -387,7 +387,7 @@ class Finding(NamedTuple):
     where: str
     what: str
 
-# %% ../../nbs/travel/06_library.ipynb #same
+# %% ../../nbs/travel/06_library.ipynb #find-repeats
 SAME = 0.8  # share of the shorter line's runs of four words
 
 
@@ -416,7 +416,7 @@ def find_repeats(all_lines: Iterable[Line], threshold: float = SAME) -> Iterator
             containing.setdefault(run, []).append(len(earlier))
         earlier.append((line, words, len(runs)))
 
-# %% ../../nbs/travel/06_library.ipynb #words
+# %% ../../nbs/travel/06_library.ipynb #names
 _COMMON_WORDS = set("colon gold mark pound real sol som won".split())  # also currencies: only whole names count
 GENERIC = {"English"}  # the language of questions and answers
 
@@ -447,7 +447,7 @@ def _names() -> _Names:
     long_names = sorted(name for name in currencies if name.split()[-1] in _COMMON_WORDS)
     return _Names(frozenset(languages), frozenset(codes), frozenset(last_words), tuple(long_names))
 
-# %% ../../nbs/travel/06_library.ipynb #name
+# %% ../../nbs/travel/06_library.ipynb #possible-names
 _CAPITALIZED = re.compile(r"[A-Z]\w*(?: (?:(?:and|of|the|de|do|da|la) )?[A-Z]\w*)*")
 
 
@@ -462,7 +462,7 @@ def _possible_names(text: str, words: set[str]) -> Iterator[str]:
                 if not common:
                     yield " ".join(run[i:end])
 
-# %% ../../nbs/travel/06_library.ipynb #stated
+# %% ../../nbs/travel/06_library.ipynb #stated-facts
 _NUMBER = re.compile(  # a calling code, or three digits with no unit of measurement
     r"(?<![\w.,+-])(?:\+\d{1,3}\b|\d{3}(?![\d.,]*\d)"
     r"(?! ?(?:ml|millilit|met|kilo|km|gram|watt|per ?cent|degree|page|step|calor|min|hour|day)))"

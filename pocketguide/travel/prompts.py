@@ -76,7 +76,10 @@ TOPIC_TOKENS = 16  # the token limit of a topic
 
 
 def classify_topics(engine, questions: Sequence[str], payload_types: Sequence[str]) -> list[str]:
-    "Return what the model says each question is about, given its payload type. Itineraries have no topic: an empty string."
+    """Return what the model says each question is about, given its payload type.
+
+    Itineraries have no topic: an empty string.
+    """
     asked = [i for i, kind in enumerate(payload_types) if kind != "itinerary"]
     chats = [(chat_messages(questions[i], topic_prompt(payload_types[i])), None) for i in asked]
     texts = engine.continue_prompts([ids for ids, _ in encode_chats(engine.tokenizer, chats)], TOPIC_TOKENS)
@@ -93,7 +96,9 @@ def classify(
     topic: bool = False,  # ask for the topic too
     payload_type: str | None = None,  # the payload type of all questions, if it is known
 ) -> list[Classification]:
-    "Return the payload type that each question wants and, with `topic`, what it is about, as the engine's model reads it."
+    """Return the payload type that each question wants and, with `topic`, what it is about, as the engine's model
+    reads it.
+    """
     if payload_type:
         found = [Classification(payload_type)] * len(questions)
     else:
@@ -135,7 +140,10 @@ def _dated_holidays(facts: Facts, year: int) -> dict[tuple[int, int], str]:
 # %% ../../nbs/travel/07_prompts.ipynb #fixed-holidays-2
 @lru_cache(512)
 def fixed_holidays(facts: Facts) -> tuple[str, ...]:
-    "Return up to two holidays on the same date in 2024 to 2026, national days preferred, by date: `25 April (Freedom Day)`."
+    """Return up to two holidays on the same date in 2024 to 2026, national days preferred, by date.
+
+    `25 April (Freedom Day)`.
+    """
     first, *later = [_dated_holidays(facts, year) for year in (2024, 2025, 2026)]
     fixed = [
         (month, day, name)
@@ -188,7 +196,10 @@ def question_facts(question: str) -> Facts | None:
 
 
 def place_facts(question: str) -> str:
-    "Return `facts_block` of the question's place, empty if there is none. `UserError` if a package with the tables is missing."
+    """Return `facts_block` of the question's place, empty if there is none.
+
+    `UserError` if a package with the tables is missing.
+    """
     try:
         return facts_block(question_facts(question))
     except ImportError as error:
@@ -200,7 +211,10 @@ def place_facts(question: str) -> str:
 
 # %% ../../nbs/travel/07_prompts.ipynb #constraints-line
 def constraints_line(question: str) -> str:
-    "Return the constraints that the rules find, `Wishes: 3 days; 600 EUR; vegan; arrival late.`; empty if there are none."
+    """Return the constraints that the rules find, `Wishes: 3 days.
+
+    600 EUR; vegan; arrival late.`; empty if there are none.
+    """
     found = [_constraint_words(c) for c in read_constraints(question)]
     return f"Wishes: {'; '.join(found)}." if found else ""
 
@@ -264,7 +278,10 @@ def training_row(
 
 # %% ../../nbs/travel/07_prompts.ipynb #classification-rows
 def topic_of(row: dict) -> str:
-    "Return the topic of a record or of a classified question: the name of its entry, `lost phone`; empty if it has none."
+    """Return the topic of a record or of a classified question: the name of its entry, `lost phone`.
+
+    Empty if it has none.
+    """
     return (row.get("entry") or (row.get("metadata") or {}).get("entry", "")).replace("-", " ")
 
 

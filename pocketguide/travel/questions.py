@@ -26,7 +26,7 @@ _PARTY_NEEDS = {
     "senior": {"age": "seniors", "mobility": "walking"},
 }
 
-# %% ../../nbs/travel/08_questions.ipynb #ask
+# %% ../../nbs/travel/08_questions.ipynb #request
 @dataclass(frozen=True)
 class Request:
     "Describe what one traveller asks for."
@@ -79,7 +79,7 @@ def place_offers(text: str, place: set[str], frames: dict) -> bool:
     needed = _needed_grounds(text, tuple(ground["words"] for ground in grounds))
     return all(place & set(grounds[i]["place"]) for i in needed)
 
-# %% ../../nbs/travel/08_questions.ipynb #ground
+# %% ../../nbs/travel/08_questions.ipynb #tags-met
 _PLACES_OF_TAG = {  # situation tag to the place tags of which a destination needs one
     "beach": {"beach", "coast", "island"},
     "diving": {"beach", "island"},
@@ -136,7 +136,7 @@ def suits_place(entry: dict, topic: str, destination: dict, facts: Facts, frames
     text = " ".join(words).lower()
     return _can_go_overland(text, facts) and place_offers(text, place, frames)
 
-# %% ../../nbs/travel/08_questions.ipynb #company
+# %% ../../nbs/travel/08_questions.ipynb #implied-party
 @lru_cache(50_000)
 def _implied_party(text: str, rules: tuple[tuple[str, str], ...]) -> str:
     "Return the party of the first rule (party, pattern) that is found in `text`."
@@ -147,7 +147,7 @@ def implied_party(text: str, frames: dict) -> str:
     "Return the party that a text implies; empty if it implies none."
     return _implied_party(text.lower(), tuple(frames["company"].items()))
 
-# %% ../../nbs/travel/08_questions.ipynb #kin
+# %% ../../nbs/travel/08_questions.ipynb #suits-party
 _ALSO_SAID_BY = {"family_kids": ("family_kids", "family_baby"), "friends": ("friends", "group")}
 
 
@@ -158,7 +158,7 @@ def suits_party(text: str, party: str, frames: dict) -> bool:
         return False
     return not (party in ("solo", "business") and re.search(r"\b(we|we're|our|us)\b", text.lower()))
 
-# %% ../../nbs/travel/08_questions.ipynb #suits-land
+# %% ../../nbs/travel/08_questions.ipynb #suits-destination
 _NON_LATIN_SCRIPT = set(
     "Arabic Armenian Amharic Bangla Bengali Bulgarian Burmese Chinese Dzongkha Georgian Greek Hebrew Hindi Japanese "
     "Kazakh Khmer Korean Kyrgyz Lao Macedonian Mongolian Nepali Persian Russian Serbian Sinhala Tajik Tamil Thai "
@@ -186,7 +186,7 @@ def _suits_destination(constraint: dict, destination: dict, facts: Facts) -> boo
     }
     return not impossible.get(constraint["id"], False)
 
-# %% ../../nbs/travel/08_questions.ipynb #apart
+# %% ../../nbs/travel/08_questions.ipynb #conflict
 def _conflict(first: dict, second: dict, frames: dict) -> bool:
     "Return whether two constraints exclude each other: both of one kind, or listed as a pair (by id or kind)."
     a, b = {first["id"], first["kind"]}, {second["id"], second["kind"]}
@@ -213,7 +213,7 @@ def _suits_entry(constraint: dict, request: Request, frames: dict) -> bool:
     clash = frames["clash"].get(kind)
     return not (clash and re.search(clash, _about(request)))
 
-# %% ../../nbs/travel/08_questions.ipynb #suits-party
+# %% ../../nbs/travel/08_questions.ipynb #suits-travellers
 _PARTY_OF_KIND = {"kids": "family_kids", "baby": "family_baby", "senior": "senior"}
 
 
@@ -237,7 +237,7 @@ def _suits_length(constraint: dict, request: Request) -> bool:
     shortest = {"arrival_late": 2, "arrival_early": 2, "back_by_afternoon": 2, "early_departure": 3}
     return request.days >= shortest.get(constraint["id"], 0)
 
-# %% ../../nbs/travel/08_questions.ipynb #suits
+# %% ../../nbs/travel/08_questions.ipynb #suits-request
 def suits_request(constraint: dict, request: Request, frames: dict) -> bool:
     "Return whether a constraint can be added to a request."
     return (
@@ -249,13 +249,13 @@ def suits_request(constraint: dict, request: Request, frames: dict) -> bool:
         and _suits_length(constraint, request)
     )
 
-# %% ../../nbs/travel/08_questions.ipynb #speaks-of
+# %% ../../nbs/travel/08_questions.ipynb #mentions
 @lru_cache(300_000)  # the same activities are searched for every request
 def _mentions(pattern: str, *texts: str) -> bool:
     "Return whether the pattern is found in the texts, in lower case."
     return bool(re.search(pattern, " ".join(texts).lower()))
 
-# %% ../../nbs/travel/08_questions.ipynb #grown
+# %% ../../nbs/travel/08_questions.ipynb #unwanted-pattern
 _FOR_CHILDREN = r"children|child-|playground|pushchair|moods sink|before they melt|picture list"
 
 
@@ -266,7 +266,7 @@ def _unwanted_pattern(traits: set[str], frames: dict) -> str:
         unwanted.append(_FOR_CHILDREN)
     return "|".join(f"(?:{pattern})" for pattern in unwanted) or r"(?!)"
 
-# %% ../../nbs/travel/08_questions.ipynb #fits-meal
+# %% ../../nbs/travel/08_questions.ipynb #suits-diet
 _DIET_WORDS = (
     r"(?i)halal|kosher|vegan|gluten|wheat|nut-|nuts|allerg|certifi|supervised|sauces worry|plant-based|meatless|Jewish"
     r"|religious|labelled|no meat"
@@ -303,7 +303,7 @@ def _suits_mobility(activity: dict, needs: dict, traits: set[str]) -> bool:
         return False
     return not (activity["transport"] == "car" and traits & {"wheelchair", "no_card"})
 
-# %% ../../nbs/travel/08_questions.ipynb #suiting
+# %% ../../nbs/travel/08_questions.ipynb #activity-filter
 def activity_filter(request: Request, frames: dict) -> Callable[[dict], bool]:
     "Return a test of activities and meals: do they suit the place, the people and all that was asked for?"
     needs, traits, place = request.needs, request.traits, set(request.destination["place"])
@@ -326,7 +326,7 @@ def activity_filter(request: Request, frames: dict) -> Callable[[dict], bool]:
 
     return suits
 
-# %% ../../nbs/travel/08_questions.ipynb #pool
+# %% ../../nbs/travel/08_questions.ipynb #suitable-activities
 def suitable_activities(request: Request, library: dict) -> list[dict]:
     "Return the activities and meals that suit a request."
     return list(filter(activity_filter(request, library["frames"]), library["activities"]["activities"]))
@@ -350,7 +350,7 @@ def feasible(request: Request, library: dict) -> bool:
         and all(interests[interest] >= days + 1 for interest in wanted)
     )
 
-# %% ../../nbs/travel/08_questions.ipynb #hurried
+# %% ../../nbs/travel/08_questions.ipynb #plan
 NOISE_WEIGHTS = {"lower": 9, "upper": 1, "typos": 8, "bare": 6}  # kinds of careless typing to their weights
 
 
@@ -368,11 +368,11 @@ class Plan:
     nodes: int = 12  # of a decision tree, at most
     tries: int = 60  # drafts for one record
     layers: tuple[str, ...] = ("v2",)  # of the content library, in order
-    messages: float = 0.0  # share of questions that are whole messages, not composed from parts
+    messages: float = 0.0  # share of questions that are whole messages, of an entry or a trip, not composed from parts
     facts: bool = False  # whether a question comes with the facts of its place
     unknown: float = 0.0  # share of questions that come without them all the same
     ordered_trees: bool = False  # whether the nodes of a tree are numbered in the order in which its edges reach them
-    resized_steps: bool = False  # whether steps of a procedure are sometimes joined, or followed by what comes next
+    resized_steps: bool = False  # whether steps are sometimes joined in twos or followed by what comes next: 2 to 12
     fact_rate: float = 1.0  # how much likelier than in v2 a point of the envelope states a fact
     shared: float = 0.5  # of the sentences of an answer, at most, with any other answer
     longest: int = 3200  # characters of a target, about 800 tokens
@@ -446,7 +446,7 @@ def draw_money(rng: random.Random, constraint: dict, days: int) -> tuple[int, st
     step = 10 ** max(0, len(str(int(amount))) - 2)  # two digits, then zeros
     return max(1, round(amount / step)) * step, money, code
 
-# %% ../../nbs/travel/08_questions.ipynb #asks-of
+# %% ../../nbs/travel/08_questions.ipynb #topics
 _TABLES = {"procedure": "situations", "decision_tree": "choices", "checklist": "themes"}  # payload type to entries
 
 
@@ -532,7 +532,7 @@ def cores_for(payload_type: str, entry: dict, topic: str, voice: str, library: d
             cores = fitting(r"[:.] \{ask\}|^\{ask\}[.,]")
     return cores
 
-# %% ../../nbs/travel/08_questions.ipynb #form
+# %% ../../nbs/travel/08_questions.ipynb #draw-message
 _NAMES_PAYLOAD_TYPE = {  # words by which a message says outright which payload type it asks for
     "itinerary": r"(?i)itinerar|\bplan\b|schedule|day.by.day|timetable|programme",
     "checklist": r"(?i)\bchecklist|\blist\b|tick",
@@ -565,7 +565,7 @@ def _draw_core(rng: random.Random, request: Request, library: dict, tally: Tally
     preferred = [core for core in cores if core["named"] == named] or cores
     return tally.draw(rng, preferred, key=lambda core: core["text"], kind=request.voice)
 
-# %% ../../nbs/travel/08_questions.ipynb #parties
+# %% ../../nbs/travel/08_questions.ipynb #stated-party
 def _stated_party(request: Request, frames: dict) -> str:
     "Return the party that the topic, the entry or a whole message implies; empty if they leave it open."
     text = f"{request.topic} {request.entry.get('id', '').replace('-', ' ')}"
@@ -636,7 +636,7 @@ def _with_persona(rng: random.Random, request: Request, library: dict, tally: Ta
     persona = tally.draw(rng, own, key=lambda persona: persona["text"], kind="persona")
     return replace(request, persona=persona["text"], party=party)
 
-# %% ../../nbs/travel/08_questions.ipynb #draw-ask
+# %% ../../nbs/travel/08_questions.ipynb #draw-request
 def draw_request(
     rng: random.Random,
     request_id: str,
@@ -663,7 +663,7 @@ def draw_request(
     request = _with_constraints(rng, request, library, tally)
     return _with_persona(rng, request, library, tally)
 
-# %% ../../nbs/travel/08_questions.ipynb #spared
+# %% ../../nbs/travel/08_questions.ipynb #is-spared
 def _is_spared(word: str, names: Sequence[str]) -> bool:
     "Return whether noise leaves a word alone: it is short, has a digit, or is part of a name."
     bare = re.sub(r"\W", "", word).lower()
@@ -676,7 +676,7 @@ def _plain_words(name: str) -> list[str]:
     "Return the words of a name in lower case, without punctuation."
     return re.sub(r"[^\w\s-]", "", name.lower()).replace("-", " ").split()
 
-# %% ../../nbs/travel/08_questions.ipynb #typo
+# %% ../../nbs/travel/08_questions.ipynb #with-typo
 def with_typo(rng: random.Random, word: str) -> str:
     "Return `word` with one typing error after its first letter: two letters swapped, one dropped or one doubled."
     i = 1 + int(rng.random() * (len(word) - 2))
@@ -684,7 +684,7 @@ def with_typo(rng: random.Random, word: str) -> str:
     a, b = word[i], word[i + 1]
     return word[:i] + {"swap": b + a, "drop": b, "double": a + a + b}[error] + word[i + 2 :]
 
-# %% ../../nbs/travel/08_questions.ipynb #short-forms
+# %% ../../nbs/travel/08_questions.ipynb #abbreviated
 _SHORT_FORMS = {
     "please": "pls",
     "you": "u",
@@ -717,7 +717,7 @@ def abbreviated(text: str, names: Sequence[str] = ()) -> str:
     first = f"({spared})|" if spared else "()"
     return re.sub(rf"{first}(?i:\b({phrases})\b)(?!')", lambda m: m[1] or _SHORT_FORMS[m[2].lower()], text)
 
-# %% ../../nbs/travel/08_questions.ipynb #noisy
+# %% ../../nbs/travel/08_questions.ipynb #add-noise
 _PUNCTUATION = r"(?<=\w)[.,;:!?']+(?=\s|$)|(?<=\w)'(?=\w)"
 
 
@@ -751,7 +751,7 @@ def add_noise(
             text = _with_typos(rng, text, names)
     return text
 
-# %% ../../nbs/travel/08_questions.ipynb #core
+# %% ../../nbs/travel/08_questions.ipynb #filled-core
 def _core_text(rng: random.Random, request: Request, frames: dict) -> str:
     "Return the core of a question with its slots filled."
     name, country = request.destination["name"], request.facts.country
@@ -791,7 +791,7 @@ def join_parts(rng: random.Random, parts: Sequence[str]) -> str:
             text += pick_one(rng, (", ", ". ", " - ")) + part
     return text
 
-# %% ../../nbs/travel/08_questions.ipynb #say-constraints
+# %% ../../nbs/travel/08_questions.ipynb #constraint-sentences
 def _constraint_sentences(rng: random.Random, request: Request, tally: Tally) -> list[str]:
     "Return one sentence for each constraint, in the wordings of the request's voice."
     latitude, voice = request.facts.lat, request.voice

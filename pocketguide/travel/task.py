@@ -68,7 +68,7 @@ class TravelTask(Task):
 
     def messages(
         self,
-        question: dict,  # has `prompt`; `facts`, if given, is the block to show, None shows neither facts nor constraints
+        question: dict,  # `prompt`, and perhaps `facts`: the block to show; None shows neither facts nor constraints
         options: PromptOptions = PromptOptions(),
         classification: Classification | None = None,
     ) -> list[dict]:
@@ -200,7 +200,10 @@ def classification_rows(self: TravelTask, cfg: Config) -> list[dict]:
 # %% ../../nbs/travel/11_task.ipynb #task-evaluation
 @patch
 def evaluation_questions(self: TravelTask, path: str | Path, data: DataConfig, limit: int) -> list[dict]:
-    "Return questions of a file: with their known chat, or, if prompts show a classification, as records still to be asked."
+    """Return questions of a file.
+
+    With their known chat, or, if prompts show a classification, as records still to be asked.
+    """
     rows = self.training_rows(path, data, limit)
     questions = [{**row.get("metadata", {}), "id": row["id"], "messages": row["messages"]} for row in rows]
     if not data.form_line:
@@ -210,7 +213,9 @@ def evaluation_questions(self: TravelTask, path: str | Path, data: DataConfig, l
 
 
 def _open_question(question: dict, record: dict) -> dict:
-    "Return a question without its chat, with what a classification is compared with and the facts that the record shows."
+    """Return a question without its chat, with what a classification is compared with and the facts that the record
+    shows.
+    """
     known = {key: value for key, value in question.items() if key != "messages"}
     return {**known, "prompt": record["prompt"], "entry": topic_of(record), "facts": record["metadata"].get("facts")}
 
