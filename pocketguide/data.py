@@ -135,8 +135,8 @@ def breadth(
 
 # %% ../nbs/01_data.ipynb #labels
 LABELS = frozenset(
-    "payload_type priority when type id from to condition options time_block mode currency timezone name "
-    "estimated_time location requires".split()
+    "payload_type priority when type id from to condition options time_block mode currency timezone name estimated_time "
+    "location requires".split()
 )
 
 
@@ -514,7 +514,7 @@ PLANS = {
         {1: 0.5, 2: 0.3, 3: 0.14, 4: 0.06},
         {"fixed20_v1": (20, "test"), "fixed200_v1": (200, "suite")},
         nodes=7,
-        pack_above=400_000,
+        pack_above=100_000,
     ),
     "v3": Plan(
         "v3",

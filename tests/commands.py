@@ -10,6 +10,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from pocketguide.core.files import read_jsonl, write_jsonl
+
 ROOT = Path(__file__).resolve().parent.parent
 # Commands whose work needs the real base model, or minutes: here only their help and their errors are tried.
 HELP_ONLY = ("pocketguide.ship.quantize", "pocketguide.ship.ask", "pocketguide.train.sweep")
@@ -30,7 +32,7 @@ def prepare(tmp: Path) -> str:
     base = str(tmp / "base")
     code, output = run("-c", f"from pocketguide.engine.testing import make_tiny_base; make_tiny_base({base!r})")
     assert code == 0, output
-    (tmp / "val.jsonl").write_text((ROOT / "data/v2/sft_val.jsonl").read_text().split("\n")[0] + "\n")
+    write_jsonl(tmp / "val.jsonl", read_jsonl(ROOT / "data/v2/sft_val.jsonl")[:1])
     (tmp / "suite_v1.jsonl").write_text('{"id": "p1", "prompt": "One day in Porto?"}\n')
     return base
 
