@@ -20,7 +20,7 @@ from typing import ClassVar
 
 from fastcore.basics import patch
 
-from .grammar import checked, read_schema
+from .grammar import ensure_schema, read_schema
 from .schema import CATEGORIES, Verdict, any_validator, judge, schema_problems, schema_prompt
 from ..core.config import Config, DataConfig
 from ..core.errors import UserError, nearest
@@ -266,7 +266,7 @@ class SchemaTask(Task):
     "Ask for, and judge by, any JSON Schema."
 
     def __init__(self, schema: dict, name: str = "schema"):
-        self._schema, self.name = checked(schema), name
+        self._schema, self.name = ensure_schema(schema), name
         try:
             self.validator = any_validator(self._schema)
         except LookupError as error:

@@ -12,7 +12,7 @@ from fastcore.basics import patch
 from ..contract.grammar import Grammar, Masks, apply_mask
 from .static_cache import StaticKVCache, use_static_cache_attention
 
-# %% ../../nbs/engine/10_decoder.ipynb #rein
+# %% ../../nbs/engine/10_decoder.ipynb #constrained-rows
 class ConstrainedRows:
     "Constrain the rows of a cache to a grammar: one matcher per row on the host, one bitmask per row on the device."
 

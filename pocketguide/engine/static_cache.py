@@ -16,7 +16,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-# %% ../../nbs/engine/09_static_cache.ipynb #slotlayer
+# %% ../../nbs/engine/09_static_cache.ipynb #static-layer
 class StaticKVCacheLayer(CacheLayerMixin):
     "Hold the keys and values of one layer, each (rows, kv heads, capacity, head dim), as `cache` says."
 
@@ -69,7 +69,7 @@ def _write_tokens(layer: StaticKVCacheLayer, keys: torch.Tensor, values: torch.T
         stored[rows, :, positions] = new.transpose(1, 2).flatten(0, 1)  # as (tokens, h, d)
     return layer.keys[: cache.active, :, : cache.window], layer.values[: cache.active, :, : cache.window]
 
-# %% ../../nbs/engine/09_static_cache.ipynb #slots
+# %% ../../nbs/engine/09_static_cache.ipynb #static-cache
 class StaticKVCache(Cache):
     "Hold the state of a batch on the device: keys and values, and each row's last token, length, output and done flag."
 
@@ -143,7 +143,7 @@ def static_cache_attention(module, query, key, value, attention_mask, scaling=No
     out = F.scaled_dot_product_attention(grouped, key, value, attn_mask=attention_mask, scale=scaling)
     return out.reshape(b, 1, heads, d), None
 
-# %% ../../nbs/engine/09_static_cache.ipynb #line-attention
+# %% ../../nbs/engine/09_static_cache.ipynb #ragged-attention
 def _ragged_attention(query, key, value, mask, scaling, spans):
     """Attend to a static cache from tokens in one line.
 

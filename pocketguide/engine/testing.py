@@ -14,6 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from ..core.config import Config
 from ..core.runs import Run, create_run
+from .models import no_progress_bars, quiet_peft
 
 # %% ../../nbs/engine/06_testing.ipynb #chatml
 CHATML = (
@@ -59,19 +60,21 @@ def make_tiny_base(folder: str | Path, seed: int = 0, layers: int = 2, hidden: i
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = LlamaForCausalLM(config)
-    model.save_pretrained(folder)
+    with no_progress_bars():
+        model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
 
 # %% ../../nbs/engine/06_testing.ipynb #make-tiny-run
 def make_tiny_run(cfg: Config, root: str | Path, seed: int | None = None) -> Run:
     "Make a run directory with an untrained rank-2 adapter over the base of `cfg`; with `seed` the adapter is random."
-    from peft import LoraConfig, get_peft_model
-
     run = create_run(cfg, root)
     torch.manual_seed(seed or 0)
-    lora = LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM")
-    model = get_peft_model(LlamaForCausalLM.from_pretrained(cfg.base_model_id), lora)
+    with quiet_peft(), no_progress_bars():
+        from peft import LoraConfig, get_peft_model
+
+        lora = LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM")
+        model = get_peft_model(LlamaForCausalLM.from_pretrained(cfg.base_model_id), lora)
     for name, weight in model.named_parameters():
         if "lora_B" in name and seed is not None:
             torch.nn.init.normal_(weight, std=0.3)

@@ -67,7 +67,7 @@ def pick_formats(names: list[str]) -> list[Format]:
 
 # %% ../../nbs/ship/01_gguf.ipynb #byte-level-steps
 def _splitting_steps(rules: dict) -> list[dict]:
-    "Return the steps in which a byte-level BPE tokenizer (its JSON) splits text. `UserError` for another kind of tokenizer."
+    "Return the steps in which a byte-level BPE tokenizer (its JSON) splits text. `UserError` for another tokenizer."
     splitter, model = rules.get("pre_tokenizer") or {}, rules["model"]
     steps = splitter.get("pretokenizers", [splitter])
     last = steps[-1] if steps else {}
@@ -105,7 +105,7 @@ def pre_tokenizer_name(rules: dict) -> str:
 
 # %% ../../nbs/ship/01_gguf.ipynb #token-table
 def token_table(rules: dict, size: int) -> tuple[list[str], list[gguf.TokenType]]:
-    "Return the text and the type of each of the `size` token ids of a tokenizer (its JSON); ids without a token are unused."
+    "Return text and type of each of the `size` token ids of a tokenizer (its JSON); ids without a token are unused."
     tokens, types = [f"[PAD{i}]" for i in range(size)], [gguf.TokenType.UNUSED] * size
     for token, i in rules["model"]["vocab"].items():
         tokens[i], types[i] = token, gguf.TokenType.NORMAL
@@ -134,7 +134,7 @@ def add_tokenizer(writer: gguf.GGUFWriter, tokenizer, size: int) -> None:
 
 
 def _add_special_ids(writer: gguf.GGUFWriter, tokenizer) -> None:
-    "Add the ids of the special tokens that the tokenizer has. eot, the end of a turn, is `eos_token` (`load_tokenizer`)."
+    "Add the ids of the special tokens that there are. eot, the end of a turn, is `eos_token` (`load_tokenizer`)."
     for name in "bos eos eot pad unk".split():
         token = getattr(tokenizer, f"{'eos' if name == 'eot' else name}_token_id")
         if token is not None:
@@ -159,7 +159,7 @@ class GgufTensor(NamedTuple):
 
 
 def gguf_tensors(model) -> list[GgufTensor]:
-    "Return the tensors of a Llama model, without an output matrix that is the embedding. `UserError` for an unknown tensor."
+    "Return the tensors of a Llama model; a tied output matrix is left out. `UserError` for an unknown tensor."
     config = model.config
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from fastcore.basics import patch
 
-from ..contract.grammar import Grammar, installed
+from ..contract.grammar import Grammar, has_llguidance
 from ..contract.task import load_schema_task, load_task
 from ..core.config import load_config
 from ..core.errors import UserError, nearest
@@ -156,9 +156,9 @@ def doubt(self: Answer) -> str:
 @patch(as_prop=True)
 def general(self: Answer) -> str:
     "Return a note for a user whose question is covered by general advice only; empty for others."
-    from pocketguide.travel.library import UNLISTED
+    from pocketguide.travel.library import GENERAL_PREFIX
 
-    if not self.topic.replace(" ", "-").startswith(UNLISTED):
+    if not self.topic.replace(" ", "-").startswith(GENERAL_PREFIX):
         return ""
     return "nothing was written for a question like this one: the advice is general"
 
@@ -198,7 +198,7 @@ class LoadedModel:
         if not self.constrained:
             return None
         try:
-            return Grammar(self.tokenizer, json.loads(schema), *self._vocabulary)
+            return Grammar(self.tokenizer, json.loads(schema), *self._vocabulary, linted=not optional)
         except UserError:
             if optional:
                 return None
@@ -266,7 +266,7 @@ class Guide:
         self.travel = schema is None
         self.task = load_task() if self.travel else load_schema_task(schema)
         self.options = self.task.prompt_options(load_config(self.run.path / "config.yaml"))
-        constrained = installed() if constrained is None else constrained
+        constrained = has_llguidance() if constrained is None else constrained
         if gguf:
             self.model = load_gguf(gguf, max_new_tokens, constrained)
         else:

@@ -125,7 +125,7 @@ def divergence(
     model,
     pairs: list[tuple[list[int], list[int]]],  # prompt ids and completion ids
 ) -> dict:
-    "Return KL(reference ‖ model) in nats over all tokens of the completions, how often both choose the same token, and n."
+    "Return KL(reference ‖ model) in nats over the tokens of completions, and how often both choose the same token."
     divergences, same = [], 0
     for prompt, completion in pairs:
         log_q = log_probabilities(model, prompt, completion)  # (n, vocabulary)
@@ -467,11 +467,11 @@ def speed(engine, prompts: list[list[int]], tokens: int = 128) -> dict:
 
     At most `tokens` per answer, after a first answer that is not counted."""
     one = copy.copy(engine)
-    one.batch_size, one.max_new_tokens = 1, 8
-    for _ in one.stream(prompts[:1]):
+    one.batch_size = 1
+    for _ in one.stream(prompts[:1], max_new_tokens=8):
         pass
-    began, one.max_new_tokens = time.perf_counter(), tokens
-    generated = sum(completion.num_tokens for completion in one.stream(prompts))
+    began = time.perf_counter()
+    generated = sum(completion.num_tokens for completion in one.stream(prompts, max_new_tokens=tokens))
     return {
         "tokens_per_s": round(generated / (time.perf_counter() - began), 1),
         "prompts": len(prompts),
@@ -726,8 +726,8 @@ def _llama_cpp_line(r: dict) -> str:
     share = f" ({100 * valid / of:.1f} %)" if of else ""
     stored = f"; stored {r['notes'][0].removeprefix('stored ')}" if r["notes"] else ""
     return (
-        f"- llama.cpp, {r['format']}, {r['suite']}: valid on {valid} of the {of} prompts whose bf16 answer is valid{share}; "
-        f"{r['same_answers']} of {r['n']} answers the same; "
+        f"- llama.cpp, {r['format']}, {r['suite']}: valid on {valid} of the {of} prompts whose bf16 answer is valid"
+        f"{share}; {r['same_answers']} of {r['n']} answers the same; "
         f"{same} of {prompts} prompts have the tokens of training{stored}"
     )
 
@@ -765,7 +765,9 @@ _RATES = ("schema_valid", "semantic_valid")
 
 
 def _loses_nothing(row: dict, bf16: dict) -> bool:
-    "Return True if no loss against bf16 can be told: no rate below its interval, or with more lost than gained at p < 0.05."
+    """Return True if no loss against bf16 can be told.
+
+    Neither rate is below bf16's interval, nor are more prompts lost than gained with McNemar's p under 0.05."""
     for key in _RATES:
         flips = row[key]["vs_bf16"]
         significant = flips["p"] < 0.05 and flips["gained"] <= flips["lost"]
@@ -883,16 +885,16 @@ def plot_pareto(rows: list[dict], ax=None):
     return ax
 
 # %% ../../nbs/ship/02_quantize.ipynb #parser
-_DESCRIPTION = """Merge a run's adapter, write the model in smaller formats, and measure what that costs in valid answers.
-Started again after an interruption, the same command continues where it stopped."""
+_DESCRIPTION = """Merge a run's adapter, write the model in smaller formats, and measure what that costs in valid
+answers. Started again after an interruption, the same command continues where it stopped."""
 _HELP = {
     "run_dir": "run directory with an adapter, runs/train/<RUN_ID>",
     "formats": f"what to write: {', '.join(FORMATS)} (q*_k* need the extra pocketguide[gguf])",
-    "prompts": "suites to answer in every format, and in bf16 for comparison; left out: the files are written and read back",
-    "engines": "what answers from GGUF files: torch unpacks them and runs on any device, llama_cpp runs on the CPU (extra "
-    "pocketguide[gguf]); bf16 and bitsandbytes' formats are always answered by torch",
+    "prompts": "suites to answer in every format, and in bf16 to compare; left out: files are written and read back",
+    "engines": "what answers from GGUF files: torch unpacks them and runs on any device, llama_cpp runs on the CPU "
+    "(extra pocketguide[gguf]); bf16 and bitsandbytes' formats are always answered by torch",
     "kl_prompts": "bf16 answers on which next-token distributions are compared",
-    "time_again": "measure the speed of one prompt at a time again if the answers are there already; for when nothing else runs",
+    "time_again": "measure the speed of one prompt at a time again for answers on disk; use it when nothing else runs",
     "batch_size": "prompts that PyTorch decodes at a time, or auto: as many as fit into memory",
     "dtype": "precision of computation; auto is bfloat16 if the hardware is fast at it",
     "device": "where PyTorch runs; auto is the GPU if there is one",

@@ -94,17 +94,18 @@ def _training_row(run: Run) -> dict:
 def plot_loss(runs: list[Run], ax=None):
     """Draw the training loss (line) and the validation loss (marker, each epoch) of each run by step; return the axes.
 
-    The steps have a logarithmic axis if one run has more than ten times as many as another.
+    The steps have a logarithmic axis if one run has more than ten times as many as another. Runs may coincide, so the
+    first ones have wide lines and large markers, around those of later runs.
     """
-    ax = prepare_axes(ax, (7.5, 4.4))
+    ax = prepare_axes(ax, (7.5, 4.6))
     last_steps = []
     for i, run in enumerate(runs):
         log, style = read_jsonl(run.path / "train_log.jsonl", torn="drop"), series_style(i)
-        ax.plot(*_curve(log, "loss"), color=style["color"], lw=1, alpha=0.7)
-        steps, losses = _curve(log, "eval_loss")
-        edge = {"markeredgecolor": "white", "markeredgewidth": 0.5, "zorder": 3}
-        ax.plot(steps, losses, **{**style, "linestyle": "none"}, **edge, markersize=7, label=run.name)
-        last_steps.append(max(r["step"] for r in log))
+        later = len(runs) - 1 - i
+        ax.plot(*_curve(log, "loss"), color=style["color"], lw=min(6, 1 + 1.3 * later), alpha=0.45)
+        marker = {"linestyle": "none", "markersize": min(15, 6 + 2 * later), "zorder": 3, "fillstyle": "none"}
+        ax.plot(*_curve(log, "eval_loss"), **{**style, **marker}, markeredgewidth=1.6, label=run.name)
+        last_steps.append(max((r["step"] for r in log), default=1))
     if max(last_steps) > 10 * min(last_steps):
         ax.set_xscale("log")
         ax.xaxis.set_major_formatter("{x:,.0f}")
@@ -129,7 +130,9 @@ def plot_epochs(runs: list[Run], ax=None):
     for run in runs:
         log = read_jsonl(run.path / "train_log.jsonl", torn="drop")
         series[run.name] = [(r["epoch"], r["schema_valid"], r["prompts"]) for r in log if "schema_valid" in r]
-    ax = plot_rates(series, ax, what="schema-valid answers", title="Schema-valid answers to validation questions")
+    title = "Schema-valid answers to validation questions"
+    ax = plot_rates(series, ax, what="schema-valid answers", title=title, legend=False)
+    legend_below(ax, columns=2)
     ax.set_xlabel("epoch")
     ax.xaxis.get_major_locator().set_params(integer=True)
     return ax
@@ -162,7 +165,7 @@ def group_short_rows(
     multiple: int = 1,  # the number of groups becomes a multiple of this, if there are enough rows
     max_tokens: int = DataConfig.classification_tokens,  # of a group, padding counted
 ) -> list[list[dict]]:
-    "Return rows in groups of similar length. The largest groups are halved until their number is a multiple."
+    "Return rows in groups of similar length; the largest groups are halved until their number is a multiple."
     groups: list[list[dict]] = []
     for row in sorted(rows, key=lambda r: -len(r["input_ids"])):
         if groups and (len(groups[-1]) + 1) * len(groups[-1][0]["input_ids"]) <= max_tokens:
@@ -406,28 +409,29 @@ def training_arguments(cfg: Config, run: Run, device: torch.device, examples: in
     "Return the arguments of `Trainer` for `examples` training examples: evaluation and a checkpoint after every epoch."
     t, cuda = cfg.training, device.type == "cuda"
     steps = t.max_steps or t.num_epochs * math.ceil(examples / t.effective_batch_size)
-    args = TrainingArguments(
-        output_dir=str(run.path / "checkpoints"),
-        seed=cfg.seed,
-        data_seed=cfg.seed,
-        use_cpu=device.type == "cpu",
-        **_optimisation(cfg, cuda),
-        **_selection(cfg),
-        **_computation(cfg, device),
-        logging_steps=max(1, min(10, int(steps) // 100)),
-        logging_nan_inf_filter=False,
-        eval_strategy="epoch",
-        save_strategy="epoch",
-        remove_unused_columns=False,
-        label_names=["labels"],
-        prediction_loss_only=True,
-        report_to="none",
-        disable_tqdm=True,
-        log_level="error",
-        dataloader_pin_memory=cuda,
-        ddp_broadcast_buffers=False,
-        ddp_find_unused_parameters=False,
-    )
+    chosen = {**_optimisation(cfg, cuda), **_selection(cfg), **_computation(cfg, device)}
+    # transformers renamed gradient_checkpointing in 5.20; both names work in the range that this package allows
+    with quiet_peft():
+        args = TrainingArguments(
+            output_dir=str(run.path / "checkpoints"),
+            seed=cfg.seed,
+            data_seed=cfg.seed,
+            use_cpu=device.type == "cpu",
+            **chosen,
+            logging_steps=max(1, min(10, int(steps) // 100)),
+            logging_nan_inf_filter=False,
+            eval_strategy="epoch",
+            save_strategy="epoch",
+            remove_unused_columns=False,
+            label_names=["labels"],
+            prediction_loss_only=True,
+            report_to="none",
+            disable_tqdm=True,
+            log_level="error",
+            dataloader_pin_memory=cuda,
+            ddp_broadcast_buffers=False,
+            ddp_find_unused_parameters=False,
+        )
     # If it sees several GPUs, Trainer would use all and multiply the batch; a run uses the one that it names
     args._n_gpu = min(args.n_gpu, 1)
     return args
@@ -441,9 +445,7 @@ def uses_cuda_graphs(cfg: Config, device: torch.device) -> bool:
 def microbatch_tokens(model, checkpointing: bool, graphed: bool) -> int:
     "Return the tokens of a microbatch: as many as the device is fast with and half of its free memory can hold."
     c, size = model.config, model.dtype.itemsize
-    layer = size * (
-        16 * c.hidden_size + 5 * c.intermediate_size
-    )  # activations of a token in a layer, roughly, in bytes
+    layer = size * (16 * c.hidden_size + 5 * c.intermediate_size)  # bytes that a token leaves in a layer, roughly
     stored = c.num_hidden_layers * size * c.hidden_size + layer if checkpointing else c.num_hidden_layers * layer
     fast = (8192 if graphed else 32768) if model.device.type == "cuda" else 2048
     return max(256, min(fast, free_bytes(model.device) // 2 // stored))

@@ -28,7 +28,6 @@ from pocketguide.travel.gazetteer import (
     Place,
     UnknownDestination,
     airport,
-    airports,
     airports_near,
     city_keys,
     continents,
@@ -534,6 +533,3 @@ def facts_for(destination: str, country: str | None = None) -> Facts:
     if country and not code:
         raise UnknownDestination(country, "no country of that name is known", _suggest(fold(country[:60])))
     return _resolve(destination, code)
-
-# %% ../../nbs/travel/03_facts.ipynb #alias
-_airport_rows = airports

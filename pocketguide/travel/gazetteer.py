@@ -551,6 +551,3 @@ def airports_near(place: Place, within: float = 100) -> tuple[tuple[str, str], .
     rows = place_tables.rows(f"SELECT lat, lon, iata, name FROM airport WHERE {near}", lat - 1, lat + 1, lon, columns)
     by_distance = sorted((place.km(*where), code, name) for *where, code, name in rows)
     return tuple((code, name) for km, code, name in by_distance if km <= within)
-
-# %% ../../nbs/travel/02_gazetteer.ipynb #alias
-_countries = countries
