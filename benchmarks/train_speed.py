@@ -331,7 +331,7 @@ def measure_ours(cfg, part, quick, steps, folder):
     if own is not None:
         data = t.load_sft(load_task(), cfg, load_tokenizer(cfg.base_model_id))
         for rows in data:
-            rows.items = folded(rows.items, own.config.vocab_size)
+            rows.examples = folded(rows.examples, own.config.vocab_size)
     run = Run(Path(ranks.broadcast(str(create_run(cfg, folder).path) if ranks.first else None)))
     with (
         patch.object(t, "training_arguments", logging_every_step),
@@ -417,7 +417,7 @@ def measure_trl(cfg, part, method, quick, steps, folder):
         rows = [
             {"input_ids": x["input_ids"].tolist(), "completion_mask": (x["labels"] != IGNORE).int().tolist()}
             for x in folded(
-                t.SFTDataset(training_rows(cfg, cfg.data.train), tokenizer, cfg.data.max_seq_len).items,
+                t.SFTDataset(training_rows(cfg, cfg.data.train), tokenizer, cfg.data.max_seq_len).examples,
                 own.config.vocab_size,
             )
         ]
@@ -448,7 +448,7 @@ def measure_trl(cfg, part, method, quick, steps, folder):
     )
     if own is None and not packing:  # the same tokens, and the same of them in the loss
         mine = t.SFTDataset(training_rows(cfg, cfg.data.train, 3), tokenizer, cfg.data.max_seq_len)
-        for ours, theirs in zip(mine.items, trainer.train_dataset):
+        for ours, theirs in zip(mine.examples, trainer.train_dataset):
             assert ours["input_ids"].tolist() == list(theirs["input_ids"]), (
                 tokenizer.decode(ours["input_ids"]),
                 tokenizer.decode(theirs["input_ids"]),
@@ -512,7 +512,7 @@ def val_loss(adapter, cfg):
     "Return the cross-entropy per target token of the first 48 validation rows, the same way for every method."
     tokenizer = load_tokenizer(cfg.base_model_id)
     model = load_adapter(load_model(cfg.base_model_id, cfg.runtime.dtype, cfg.runtime.device), adapter).eval()
-    rows = t.SFTDataset(training_rows(cfg, cfg.data.val, 48), tokenizer, cfg.data.max_seq_len).items
+    rows = t.SFTDataset(training_rows(cfg, cfg.data.val, 48), tokenizer, cfg.data.max_seq_len).examples
     total = items = 0
     with target_loss(model):
         for inputs in Layout(tokenizer.pad_token_id, False, 8192, 8).microbatches(rows):
@@ -710,7 +710,7 @@ def check(quick):
     real weights and rows: the loss, and how far the gradients are off, beside how far half precision alone is off."""
     cfg = config("v2", "ours", 42, 1, quick, ["lora.dropout=0"])
     tokenizer = load_tokenizer(cfg.base_model_id)
-    rows = t.SFTDataset(training_rows(cfg, cfg.data.train, 8), tokenizer, cfg.data.max_seq_len).items
+    rows = t.SFTDataset(training_rows(cfg, cfg.data.train, 8), tokenizer, cfg.data.max_seq_len).examples
     items = sum(int((x["labels"][1:] != IGNORE).sum()) for x in rows)
 
     def model(dtype):

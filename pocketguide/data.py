@@ -135,8 +135,8 @@ def breadth(
 
 # %% ../nbs/01_data.ipynb #labels
 LABELS = frozenset(
-    "payload_type priority when type id from to condition options time_block mode currency timezone name estimated_time "
-    "location requires".split()
+    "payload_type priority when type id from to condition options time_block mode currency timezone name "
+    "estimated_time location requires".split()
 )
 
 

@@ -281,34 +281,3 @@ def load_config(
 def dump_config(cfg: Config) -> str:
     "Return the config as YAML with every key; `load_config` reads it back equal."
     return yaml.safe_dump(dataclasses.asdict(cfg), sort_keys=False)
-
-# %% ../../nbs/core/04_config.ipynb #aliases
-class _OldName:
-    "Read an attribute under its old name, on the class and on its objects."
-
-    def __init__(self, new: str):
-        self.new = new
-
-    def __get__(self, obj, cls):
-        return getattr(cls if obj is None else obj, self.new)
-
-
-def _accept_old_names(cls, renamed: dict[str, str]) -> None:
-    "Let `cls` take and give its fields under old names as well."
-    init = cls.__init__
-
-    @functools.wraps(init)
-    def __init__(self, *args, **kwargs):
-        for old, new in renamed.items():
-            if old in kwargs:
-                kwargs[new] = kwargs.pop(old)
-        init(self, *args, **kwargs)
-
-    cls.__init__ = __init__
-    for old, new in renamed.items():
-        setattr(cls, old, _OldName(new))
-
-
-for _section, _cls in (("data", DataConfig), ("runtime", RuntimeConfig)):
-    _pairs = [(old.split("."), new.split(".")) for old, new in RENAMED_KEYS.items()]
-    _accept_old_names(_cls, {old[1]: new[1] for old, new in _pairs if old[0] == _section})

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LEFTOVER_SECONDS', 'WriteError', 'atomic_path', 'remove_leftovers', 'write_bytes', 'write_text', 'dump_row',
            'write_json', 'write_jsonl', 'packed', 'write_packed', 'read_json', 'read_jsonl', 'JsonlLog', 'lock',
-           'file_hash', 'folder_hash', 'cache_dir', 'trim_cache', 'whole']
+           'file_hash', 'folder_hash', 'cache_dir', 'trim_cache']
 
 # %% ../../nbs/core/03_files.ipynb #imports
 import contextlib
@@ -351,10 +351,3 @@ def trim_cache(
         for _, path in by_age[:-most]:
             path.unlink(missing_ok=True)
     remove_leftovers(folder, files)
-
-# %% ../../nbs/core/03_files.ipynb #aliases
-def whole(path: Path):
-    "Call `atomic_path` with safetensors' exception."
-    from safetensors import SafetensorError
-
-    return atomic_path(path, SafetensorError)

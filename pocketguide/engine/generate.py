@@ -348,18 +348,3 @@ def continue_prompts(self: Engine, prompts: list[list[int]], max_new_tokens: int
     # Without CUDA graphs: recording them would not pay for a few steps
     free = {"max_new_tokens": max_new_tokens, "grammar": None, "stop_on_json": False, "cuda_graphs": False}
     return [self.text(c).strip() for c in self.generate(prompts, **free)]
-
-# %% ../../nbs/engine/11_generate.ipynb #old-names
-Engine.capture = property(lambda self: self.cuda_graphs, lambda self, value: setattr(self, "cuda_graphs", value))
-Engine.ahead = property(lambda self: self.forced_tokens, lambda self, value: setattr(self, "forced_tokens", value))
-
-
-def _accept_old_keywords(init):
-    def __init__(self, *args, **kwargs):
-        renamed = {"capture": "cuda_graphs", "ahead": "forced_tokens"}
-        init(self, *args, **{renamed.get(k, k): v for k, v in kwargs.items()})
-
-    return __init__
-
-
-Engine.__init__ = _accept_old_keywords(Engine.__init__)

@@ -358,14 +358,3 @@ def log_probabilities(self: LlamaCpp, prompt: list[int], completion: list[int]) 
     logits = llm.scores[len(prompt) - 1 : len(prompt) + len(completion) - 1]
     shifted = logits - logits.max(-1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
-
-# %% ../../nbs/engine/12_llama.ipynb #old-names
-@patch
-def answer(self: LlamaCpp, prompt: list[int], heard=None, index: int = 0) -> Completion:
-    "Answer one prompt; `heard` gets each token."
-    on_token = (lambda index, token, text: heard(token)) if heard else None
-    self.open(len(prompt) + self.max_new_tokens)
-    return self._answer(index, prompt, on_token, self.options())
-
-
-LlamaCpp.share = LlamaCpp.cache_prefixes

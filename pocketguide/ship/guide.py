@@ -113,12 +113,12 @@ def _write_q8_0(run: Run) -> None:
     "Write and check the q8_0 file of a run. `UserError` if llama.cpp is missing or the file cannot be written."
     from pocketguide.engine.llama import import_llama_cpp
     from pocketguide.ship.gguf import pick_formats
-    from pocketguide.ship.quantize import quantise
+    from pocketguide.ship.quantize import quantize_run
     from pocketguide.train.run_samples import EvalSettings, open_evaluable
 
     import_llama_cpp()
     print(f"writing the q8_0 file of {run.run_id}, once ...", file=sys.stderr)
-    quantise(*open_evaluable(run.path), pick_formats(["q8_0"]), [], EvalSettings(device="cpu", quiet=True))
+    quantize_run(*open_evaluable(run.path), pick_formats(["q8_0"]), [], EvalSettings(device="cpu", quiet=True))
 
 # %% ../../nbs/ship/04_guide.ipynb #answer
 CONFIDENT = 0.9  # a payload type recognised with a lower probability is worth a note to the user

@@ -260,8 +260,8 @@ def _card_data(cfg: Config, meta: dict) -> str:
     if cfg.data.facts_block:
         facts = "Each question comes with offline facts about its place and the constraints that rules find in it."
     asked_first = ""
-    if cfg.data.form_line:
-        topic = ", and its topic" if cfg.data.subject_line else ""
+    if cfg.data.payload_type_line:
+        topic = ", and its topic" if cfg.data.topic_line else ""
         asked_first = (
             f" The model also learns to name the payload type that a question needs{topic}; it is asked for that "
             "first, and the prompt then shows what it named."

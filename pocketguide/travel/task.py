@@ -94,7 +94,7 @@ class TravelTask(Task):
 def prompt_options(self: TravelTask, cfg: Config, facts: str = "auto") -> PromptOptions:
     "Return what a run's prompts show: as its config says, except facts if `facts` is `on` or `off` instead of `auto`."
     show_facts = cfg.data.facts_block if facts == "auto" else facts == "on"
-    return PromptOptions(show_facts, cfg.data.form_line, cfg.data.subject_line)
+    return PromptOptions(show_facts, cfg.data.payload_type_line, cfg.data.topic_line)
 
 
 @patch
@@ -167,33 +167,33 @@ def training_rows(self: TravelTask, path: str | Path, data: DataConfig, limit: i
         return ("id", "prompt", "response", "metadata") if "response" in row else ("id", "messages", "target")
 
     rows = read_jsonl(path, required=required, unique="id", kind="training data")[:limit]
-    if data.form_line and any("response" not in row for row in rows):
-        how = "name a file of records, or set data.form_line: false"
-        raise UserError("data.form_line needs records, these are training rows", path, how)
+    if data.payload_type_line and any("response" not in row for row in rows):
+        how = "name a file of records, or set data.payload_type_line: false"
+        raise UserError("data.payload_type_line needs records, these are training rows", path, how)
     return [self.training_row(row, data) if "response" in row else row for row in rows]
 
 
 @patch
 def training_row(self: TravelTask, record: dict, data: DataConfig) -> dict:
     "Return the row that answers a record, with the classification that is right."
-    payload_type = record["payload_type"] if data.form_line else ""
-    topic = topic_of(record) if data.subject_line else ""
+    payload_type = record["payload_type"] if data.payload_type_line else ""
+    topic = topic_of(record) if data.topic_line else ""
     return record_row(record, PromptOptions(facts=data.facts_block), payload_type, topic)
 
 # %% ../../nbs/travel/11_task.ipynb #task-classification-rows
 @patch
 def classification_rows(self: TravelTask, cfg: Config) -> list[dict]:
-    "Return the rows that teach classification, shuffled by the seed: of the training records and of `data.forms`."
-    if not cfg.data.form_line:
+    "Return the rows that teach classification, from records and from `data.classification_rows`, shuffled by the seed."
+    if not cfg.data.payload_type_line:
         return []
     if not cfg.training.group_by_length:
-        what = "data.form_line mixes short questions with long answers"
+        what = "data.payload_type_line mixes short questions with long answers"
         raise UserError(what, "training.group_by_length", "set it to true, so that no batch holds both")
     required = ("id", "prompt", "payload_type")
-    files = [path for path in (cfg.data.train, cfg.data.forms) if path]
+    files = [path for path in (cfg.data.train, cfg.data.classification_rows) if path]
     asked = [r for path in files for r in read_jsonl(path, required=required, unique="id", kind="questions")]
     rows = [payload_type_row(r) for r in asked]
-    rows += [topic_row(r) for r in asked if cfg.data.subject_line and topic_of(r)]
+    rows += [topic_row(r) for r in asked if cfg.data.topic_line and topic_of(r)]
     random.Random(cfg.seed).shuffle(rows)
     return rows
 
@@ -206,7 +206,7 @@ def evaluation_questions(self: TravelTask, path: str | Path, data: DataConfig, l
     """
     rows = self.training_rows(path, data, limit)
     questions = [{**row.get("metadata", {}), "id": row["id"], "messages": row["messages"]} for row in rows]
-    if not data.form_line:
+    if not data.payload_type_line:
         return questions
     records = read_jsonl(path)[:limit]
     return [_open_question(question, record) for question, record in zip(questions, records)]
