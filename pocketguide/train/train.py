@@ -433,6 +433,8 @@ def training_arguments(cfg: Config, run: Run, device: torch.device, examples: in
         )
     # If it sees several GPUs, Trainer would use all and multiply the batch; a run uses the one that it names
     args._n_gpu = min(args.n_gpu, 1)
+    if not cuda:  # several ranks on a CPU would each be "cpu:0", where torch 2.11 cannot restore a checkpoint
+        args.__dict__["_setup_devices"] = device
     return args
 
 # %% ../../nbs/02_train.ipynb #captures
