@@ -72,7 +72,8 @@ def _splitting_steps(rules: dict) -> list[dict]:
     steps = splitter.get("pretokenizers", [splitter])
     last = steps[-1] if steps else {}
     byte_level = last.get("type") == "ByteLevel" and not last.get("add_prefix_space")
-    if model.get("type") != "BPE" or not byte_level or rules.get("normalizer"):
+    normalizer = rules.get("normalizer") or {"normalizers": []}  # transformers 5.17 writes an empty sequence for none
+    if model.get("type") != "BPE" or not byte_level or normalizer.get("normalizers") != []:
         raise UserError(
             "the converter does not know this kind of tokenizer",
             "base_model_id",
