@@ -353,7 +353,7 @@ def judge(
     category = problems[0].category if problems else "ok"
     return Verdict(category, True, True, valid, valid, not problems, root, problems, value, missing)
 
-
+# %% ../../nbs/contract/01_schema.ipynb #recovered
 def _recovered(lenient: dict | None, schema_problems: Callable, **verdict) -> Verdict:
     "Return the verdict on an answer that no strict reader accepts, with what a lenient reader found."
     fits = lenient is not None and not schema_problems(lenient)

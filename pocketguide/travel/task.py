@@ -78,16 +78,20 @@ class TravelTask(Task):
         payload_type, topic = (classification.payload_type, classification.topic) if classification else ("", "")
         return question_messages(question["prompt"], options, payload_type, topic, question.get("facts"))
 
-    def row_fields(self, verdict: Verdict, question: dict) -> dict:
-        notes = verdict.parsed.get("uncertainty_notes") if isinstance(verdict.parsed, dict) else None
-        return {
-            "payload_type": question.get("payload_type"),
-            "semantic_valid": verdict.semantic_valid,
-            "uncertainty_marker_present": isinstance(notes, str) and bool(notes.strip()),
-        }
+# %% ../../nbs/travel/11_task.ipynb #row-fields
+@patch
+def row_fields(self: TravelTask, verdict: Verdict, question: dict) -> dict:
+    notes = verdict.parsed.get("uncertainty_notes") if isinstance(verdict.parsed, dict) else None
+    return {
+        "payload_type": question.get("payload_type"),
+        "semantic_valid": verdict.semantic_valid,
+        "uncertainty_marker_present": isinstance(notes, str) and bool(notes.strip()),
+    }
 
-    def failure_label(self, row: dict) -> str:
-        return row["category"]
+
+@patch
+def failure_label(self: TravelTask, row: dict) -> str:
+    return row["category"]
 
 # %% ../../nbs/travel/11_task.ipynb #task-prompts
 @patch
