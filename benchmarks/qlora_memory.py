@@ -28,6 +28,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from common import LLAMA_2_7B, random_llama, sync
+
 from pocketguide.core.config import load_config
 from pocketguide.core.files import write_json
 from pocketguide.core.runs import git_commit, versions
@@ -36,16 +38,7 @@ from pocketguide.train.train import add_adapter
 
 CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")
-LLAMA_2_7B = {
-    "vocab_size": 32000,
-    "hidden_size": 4096,
-    "intermediate_size": 11008,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 32,
-    "max_position_embeddings": 4096,
-    "rms_norm_eps": 1e-5,
-}
+SHAPE_7B = {**LLAMA_2_7B, "rms_norm_eps": 1e-5}
 TINY = {
     "vocab_size": 512,
     "hidden_size": 128,
@@ -57,24 +50,11 @@ TINY = {
 }
 
 
-def sync():
-    if CUDA:
-        torch.cuda.synchronize()
-
-
 def build(shape, weights):
     """Return the random model in bfloat16, or with every linear layer of its blocks in nf4 with double quantisation, as
     `load_model` with `quantization: nf4` would have it."""
     torch.manual_seed(0)
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.bfloat16)
-    try:
-        with DEVICE:
-            model = LlamaForCausalLM(
-                LlamaConfig(**shape, attn_implementation="sdpa", tie_word_embeddings=False, use_cache=False)
-            )
-    finally:
-        torch.set_default_dtype(before)
+    model = random_llama(DEVICE, **shape, attn_implementation="sdpa", tie_word_embeddings=False, use_cache=False)
     if weights == "nf4":
         for module in list(model.model.modules()):
             for name, layer in list(module.named_children()):
@@ -183,7 +163,7 @@ def main():
             "the 7B shape needs a GPU with 40 GB, --quick rehearses without\n",
         )
     torch.backends.cuda.matmul.allow_tf32 = True  # the adapter's float32 products, as in training
-    shape, tokens, targets, steps = (TINY, 128, 32, 2) if a.quick else (LLAMA_2_7B, 2048, 512, a.steps)
+    shape, tokens, targets, steps = (TINY, 128, 32, 2) if a.quick else (SHAPE_7B, 2048, 512, a.steps)
     cfg = {
         w: load_config(ROOT / "configs/train_qlora_v4.yaml", [f"runtime.quantization={q}"])
         for w, q in (("bfloat16", "none"), ("nf4", "nf4"))

@@ -31,6 +31,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import torch
+from common import LLAMA_2_7B, random_llama, sync
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from transformers.utils import logging as hf_logging
@@ -158,11 +159,6 @@ PARTS = {  # config, overrides, steps, methods
 STEPS = {"accumulated": 9}  # slow: fewer steps say as much
 
 
-def sync():
-    if CUDA:
-        torch.cuda.synchronize()
-
-
 # ---------------------------------------------------------------- data and models
 
 
@@ -221,24 +217,8 @@ def shaped(part, quick):
             .eval()
             .to(pick_device())
         )
-    c = LlamaConfig(
-        vocab_size=32000,
-        hidden_size=4096,
-        intermediate_size=11008,
-        num_hidden_layers=32,
-        num_attention_heads=32,
-        num_key_value_heads=32,
-        max_position_embeddings=4096,
-        eos_token_id=2,
-        pad_token_id=2,
-    )
     torch.manual_seed(0)
-    torch.set_default_dtype(torch.bfloat16)
-    try:
-        with torch.device(pick_device()):
-            return LlamaForCausalLM(c).eval()
-    finally:
-        torch.set_default_dtype(torch.float32)
+    return random_llama(pick_device(), **LLAMA_2_7B, eos_token_id=2, pad_token_id=2).eval()
 
 
 def training_rows(cfg, path, limit=None):
