@@ -131,12 +131,18 @@ def _decode(self: Engine, ids: list[int]) -> str:
     return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
 # %% ../../nbs/engine/11_generate.ipynb #engine-sizes
+@patch(as_prop=True)
+def max_length(self: Engine) -> int | None:
+    "Return how many tokens of prompt and answer together the model reads; None if its config names no limit."
+    return context_length(self.model.config)
+
+
 @patch
 def limits(self: Engine, prompts: list[list[int]], max_new_tokens: int | list[int] | None = None) -> list[int]:
     "Return the token limit of each answer, at most what the model's context has room for: below 1 if the prompt fills it."
     asked = self.max_new_tokens if max_new_tokens is None else max_new_tokens
     asked = [asked] * len(prompts) if isinstance(asked, int) else asked
-    context = context_length(self.model.config)
+    context = self.max_length
     return [limit if context is None else min(limit, context - len(p)) for p, limit in zip(prompts, asked, strict=True)]
 
 
@@ -398,7 +404,7 @@ def _smaller_batch(self: Engine, size: int, left: int, max_new_tokens: int) -> i
 @torch.inference_mode()
 def first_logits(self: Engine, prompts: list[list[int]], tokens: list[int]) -> list[list[float]]:
     "Return the logits of `tokens` as the first of an answer, (prompts, tokens); of a too long prompt the end is read."
-    context = context_length(self.model.config)
+    context = self.max_length
     prompts = [p if context is None else p[-context:] for p in prompts]
     order, logits = sorted(range(len(prompts)), key=lambda i: len(prompts[i])), {}
     size = 1

@@ -310,7 +310,7 @@ def options(self: LlamaCpp, **changes) -> DecodeOptions:
 
 
 @patch(as_prop=True)
-def context_length(self: LlamaCpp) -> int | None:
+def max_length(self: LlamaCpp) -> int | None:
     "Return how many tokens of prompt and answer together the model reads, as the file says; None if it does not."
     said = self.open().metadata
     length = said.get(f"{said.get('general.architecture')}.context_length")
@@ -320,7 +320,7 @@ def context_length(self: LlamaCpp) -> int | None:
 @patch
 def limits(self: LlamaCpp, prompts: list[list[int]], max_new_tokens: int | list[int]) -> list[int]:
     "Return the token limit of each answer, at most what the model's context has room for: below 1 if the prompt fills it."
-    context = self.context_length
+    context = self.max_length
     asked = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else max_new_tokens
     return [limit if context is None else min(limit, context - len(p)) for p, limit in zip(prompts, asked, strict=True)]
 
@@ -363,7 +363,7 @@ def continue_prompts(self: LlamaCpp, prompts: list[list[int]], max_new_tokens: i
 @patch
 def first_logits(self: LlamaCpp, prompts: list[list[int]], tokens: list[int]) -> list[list[float]]:
     "Return the logits of `tokens` as the first of an answer, (prompts, tokens)."
-    context = self.context_length
+    context = self.max_length
     prompts = [p if context is None else p[-context:] for p in prompts]  # of a too long one the end is read
     self.open(max(map(len, prompts), default=0) + 1)
     return [self._logits(self._unread(ids))[tokens].tolist() for ids in prompts]
