@@ -40,7 +40,7 @@ def summarise(
     rows: list[dict],  # sample rows, as `Task.sample_row` makes them
     rates: dict[str, Callable[[dict], bool]] = RATES,
 ) -> dict:
-    """Return n, every rate with its count and Wilson bounds, the counts of categories, and mean latency (ms) and tokens.
+    """Return n, each rate with its count and Wilson bounds, the counts of categories, mean latency (ms) and tokens.
 
     `too_long`, if there are any, counts prompts that fill the model's context: not asked, and as answers empty."""
     n, too_long = len(rows), sum(row.get("finish_reason") == "too_long" for row in rows)

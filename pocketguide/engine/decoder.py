@@ -153,7 +153,7 @@ def _read_prompts(self: Decoder, prompts: list[list[int]], rows: torch.Tensor, k
 
 @patch
 def _masks(self: Decoder, positions: torch.Tensor, length: int):
-    "Return which of `length` positions the tokens at `positions` (b, 1, n) see, (b, 1, n, length), as the model takes it."
+    "Return which of `length` positions the tokens at `positions` (b, 1, n) see: the model's mask, (b, 1, n, length)."
     return attention_masks(self.model.config, positions, self.cache.positions[:length])
 
 
@@ -359,7 +359,7 @@ def generate_alone(
     grammar: Grammar | None = None,
     read: Callable[[int], bool] = lambda token: False,  # gets every new token; True stops the answer
 ) -> tuple[list[int], int]:
-    "Return the answer that transformers' greedy `generate` gives to one prompt, its end included, and the overruled choices."
+    "Return transformers' greedy answer to one prompt, its end included, and how many choices the grammar overruled."
     model = model.get_base_model() if hasattr(model, "get_base_model") else model  # of PEFT, whose layers stay in place
     ids = torch.tensor([prompt], device=model.device)
     constraint = _Constraint(grammar, len(prompt)) if grammar else None

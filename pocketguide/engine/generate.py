@@ -139,7 +139,7 @@ def max_length(self: Engine) -> int | None:
 
 @patch
 def limits(self: Engine, prompts: list[list[int]], max_new_tokens: int | list[int] | None = None) -> list[int]:
-    "Return the token limit of each answer, at most what the model's context has room for: below 1 if the prompt fills it."
+    "Return the token limit of each answer, at most the room in the model's context: below 1 if the prompt fills it."
     asked = self.max_new_tokens if max_new_tokens is None else max_new_tokens
     asked = [asked] * len(prompts) if isinstance(asked, int) else asked
     context = self.max_length

@@ -319,7 +319,7 @@ def max_length(self: LlamaCpp) -> int | None:
 
 @patch
 def limits(self: LlamaCpp, prompts: list[list[int]], max_new_tokens: int | list[int]) -> list[int]:
-    "Return the token limit of each answer, at most what the model's context has room for: below 1 if the prompt fills it."
+    "Return the token limit of each answer, at most the room in the model's context: below 1 if the prompt fills it."
     context = self.max_length
     asked = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else max_new_tokens
     return [limit if context is None else min(limit, context - len(p)) for p, limit in zip(prompts, asked, strict=True)]

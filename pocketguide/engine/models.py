@@ -177,13 +177,14 @@ def base_path(base_model_id: str) -> str:
 
 # %% ../../nbs/engine/04_models.ipynb #base-hash
 _ANSWERING_FILES = (  # of a model's folder, as patterns: what changes answers, and so neither a README nor a log
-    "*.safetensors *.safetensors.index.json config.json generation_config.json *.model tokenizer.json vocab.json vocab.txt "
-    "merges.txt tokenizer_config.json special_tokens_map.json added_tokens.json chat_template.* additional_chat_templates/*"
+    "*.safetensors *.safetensors.index.json config.json generation_config.json tokenizer.json tokenizer_config.json "
+    "*.model vocab.json vocab.txt merges.txt added_tokens.json special_tokens_map.json chat_template.* "
+    "additional_chat_templates/*"
 ).split()
 
 
 def weights_hash(folder: str | Path) -> str:
-    "Return the SHA-256 (hex) over names and bytes of the files in `folder` that determine answers: weights, configs, tokenizer."
+    "Return the SHA-256 (hex) over names and bytes of what determines answers: weights, configs and tokenizer."
     folder, digest = Path(folder), hashlib.sha256()
     for path in sorted({p for pattern in _ANSWERING_FILES for p in folder.glob(pattern) if p.is_file()}):
         digest.update(f"{path.relative_to(folder).as_posix()}\0{file_hash(path)}\n".encode())
@@ -191,7 +192,7 @@ def weights_hash(folder: str | Path) -> str:
 
 
 def base_hash(base_model_id: str) -> str:
-    "Return what identifies the base: the pinned file's SHA-256, the hash of a folder's weights and configs, or the hub id."
+    "Return what identifies the base: the pinned file's SHA-256, a folder's `weights_hash`, or the hub id."
     if base_model_id in PINNED:
         return f"sha256:{PINNED[base_model_id].sha256}"
     path = Path(base_path(base_model_id))
@@ -199,7 +200,7 @@ def base_hash(base_model_id: str) -> str:
 
 
 def is_same_base(base_model_id: str, recorded: str) -> bool:
-    "Check if `recorded`, the `base_hash` of a run, is that of these weights. Up to 0.4.0 it was the hash of every file."
+    "Check if a run's recorded `base_hash` is that of these weights; up to 0.4.0 a folder's was over all its files."
     if recorded.startswith("sha256:") and base_model_id not in PINNED:
         path = Path(base_path(base_model_id))
         return path.is_dir() and recorded == f"sha256:{folder_hash(path)}"

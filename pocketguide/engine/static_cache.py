@@ -32,7 +32,7 @@ STATIC_FAMILIES = {
 
 
 def attention_windows(config) -> dict[str, int | None] | None:
-    "Return the kinds of attention layers with their windows (None: the whole past); None for a model of another design."
+    "Return the kinds of attention layers with their windows (None: the whole past); None for another design."
     where, window = STATIC_FAMILIES.get(config.model_type), getattr(config, "sliding_window", None)
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     if where is None or getattr(config, "attn_logit_softcapping", None):
@@ -47,9 +47,9 @@ def attention_windows(config) -> dict[str, int | None] | None:
 
 # %% ../../nbs/engine/09_static_cache.ipynb #static-positions
 def static_positions(config) -> float:
-    """Return up to how many positions the static cache is right for a model: 0 for an unknown family, else infinitely many.
+    """Return up to how many positions the static cache is right: 0 for an unknown family, else infinitely many.
 
-    Two kinds of rotary embeddings change all frequencies once a sequence is longer than in training: up to there only."""
+    Two kinds of rotary embeddings change all frequencies once a sequence is longer than in training: up to there."""
     if attention_windows(config) is None:
         return 0
     limits = [math.inf]

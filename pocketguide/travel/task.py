@@ -101,7 +101,7 @@ _DAYS_NAMED = re.compile(r"\b(\d{1,2})[ -]*(day|night|week)", re.IGNORECASE)
 
 
 def days_asked(question: str) -> int:
-    "Return an upper bound of the days that a question asks for, at most 31; 0 if it names none. Parts of a trip add up."
+    "Return an upper bound of the days that a question asks for, at most 31; parts of a trip add up; 0: none named."
     read = next((c.value for c in read_constraints(question) if c.id == "days"), 0)
     named = sum(int(n) * (7 if unit.lower() == "week" else 1) for n, unit in _DAYS_NAMED.findall(question))
     return min(31, max(read, named))
