@@ -117,7 +117,10 @@ SHARED_OPTIONS = {
         "default": 8,
         "help": "prompts decoded at a time, or auto: as many as fit into memory",
     },
-    "max_new_tokens": {"type": positive_int, "default": 1024, "help": "token limit of an answer"},
+    "max_new_tokens": {
+        "type": positive_int,
+        "help": "token limit of every answer; without it as the question asks, 1024 or more",
+    },
     "dtype": {
         "choices": DTYPES,
         "default": "auto",

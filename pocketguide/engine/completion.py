@@ -19,9 +19,9 @@ class Completion:
 
     index: int  # of the prompt
     token_ids: list[int]  # without the end-of-turn token
-    finish_reason: (
-        str  # eos: the model ended its turn; length: the token limit; json_complete: text followed the closed JSON
-    )
+    # eos: the model ended its turn; length: the token limit; json_complete: text followed the closed JSON;
+    # too_long: the prompt fills the model's context, nothing was generated
+    finish_reason: str
     latency_ms: float  # from the start of its prefill until it was seen to be done
     overruled: int = 0  # tokens at which the grammar overruled the model's first choice
 
@@ -40,7 +40,7 @@ class Completion:
 class DecodeOptions:
     "Say how the answers of one call are decoded."
 
-    max_new_tokens: int
+    max_new_tokens: int | list[int]  # of every answer, or of the answer to each prompt
     stop_on_json: bool = True  # stop an answer where text follows its closed JSON
     grammar: object = None  # a `contract.grammar.Grammar` that every answer must fit; None: free
     cuda_graphs: bool = False  # replay decode steps as CUDA graphs; nothing to llama.cpp

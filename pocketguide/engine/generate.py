@@ -22,9 +22,10 @@ from fastcore.basics import patch
 from ..contract.grammar import Grammar
 from ..core.errors import UserError
 from .completion import Completion, DecodeOptions, JsonScan, TextStream, common_prefix
-from .decoder import WINDOW, Decoder
+from .decoder import WINDOW, Decoder, generate_alone
 from .fusion import fewer_kernels
-from .static_cache import StaticKVCache, use_static_cache_attention
+from .models import check_tokens, context_length, model_sizes
+from .static_cache import StaticKVCache, static_positions, use_static_cache_attention
 
 # %% ../../nbs/engine/11_generate.ipynb #row
 def end_tokens(model, tokenizer) -> set[int]:
@@ -34,13 +35,12 @@ def end_tokens(model, tokenizer) -> set[int]:
 
 # %% ../../nbs/engine/11_generate.ipynb #check-supported
 def check_supported(model) -> None:
-    "Raise `UserError` for a model whose layers do not all attend to the whole past: its answers would be wrong here."
-    kinds = set(getattr(model.config, "layer_types", None) or ["full_attention"])
-    if kinds != {"full_attention"}:
+    "Raise `UserError` for a model that does not continue its prompt token by token."
+    encodes = getattr(model.config, "is_encoder_decoder", False)
+    if encodes or not model.can_generate():
+        what = "is an encoder with a decoder" if encodes else "cannot generate text"
         raise UserError(
-            f"the engine decodes full attention only, this model has {', '.join(sorted(kinds))}",
-            "base_model_id",
-            "choose a Llama-like base model",
+            f"the model ({model.config.model_type}) {what}", "base_model_id", "choose a decoder, such as a Llama"
         )
 
 # %% ../../nbs/engine/11_generate.ipynb #row-bytes
@@ -48,25 +48,18 @@ PREFILL_BYTES = 2 * 2**30  # activations and logits of one prefill pass, at most
 FREE_SHARE = 0.85  # of the free memory; the rest is for kernels' workspaces and for what the estimate does not see
 
 
-def _intermediate_size(config) -> int:
-    names = ("intermediate_size", "ffn_dim", "n_inner")  # Llama and most others, OPT, GPT-2
-    return next((size for name in names if (size := getattr(config, name, None))), 4 * config.hidden_size)
-
-
 def row_bytes(model, capacity: int) -> int:
     "Return the memory that a row of `capacity` tokens takes while it is decoded: keys, values and logits, in bytes."
-    c, size = model.config, model.dtype.itemsize
-    head = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
-    heads = getattr(c, "num_key_value_heads", None) or c.num_attention_heads
-    cache = 2 * c.num_hidden_layers * heads * head * capacity * size
-    return cache + c.vocab_size * (size + 4)  # logits in the model's precision and in float32
+    c, size = model_sizes(model.config), model.dtype.itemsize
+    cache = 2 * c.layers * c.kv_heads * c.head_dim * capacity * size
+    return cache + model.config.vocab_size * (size + 4)  # logits in the model's precision and in float32
 
 
 def prefill_bytes(model, rows: int, longest: int) -> int:
     "Return the activations and logits of a pass that reads `rows` prompts of at most `longest` tokens, in bytes."
-    c, size = model.config, model.dtype.itemsize
-    token = size * (8 * c.hidden_size + 4 * _intermediate_size(c))  # of the layer at work
-    return rows * (longest * token + rows * c.vocab_size * size)  # each row gets logits at the end of every other
+    c, size = model_sizes(model.config), model.dtype.itemsize
+    token = size * (8 * c.hidden + 4 * c.feed_forward)  # of the layer at work
+    return rows * (longest * token + rows * model.config.vocab_size * size)  # a row gets logits at every other's end
 
 
 def prefill_rows(model, longest: int) -> int:
@@ -107,7 +100,7 @@ class Engine:
         model,
         tokenizer,
         batch_size: int | str = 8,  # or "auto"
-        max_new_tokens: int = 1024,  # this and the next: as in `DecodeOptions`
+        max_new_tokens: int | list[int] = 1024,  # this and the next: as in `DecodeOptions`
         stop_on_json: bool = True,
         cuda_graphs: bool | None = None,  # None: on a GPU, unless weights are quantised
         steps: int | None = None,  # between two looks at the rows; a look costs a synchronisation: 16 on a GPU, else 1
@@ -115,6 +108,7 @@ class Engine:
         forced_tokens: bool | None = None,  # None: on a CPU
     ):
         check_supported(model)
+        check_tokens(model, tokenizer)
         self.model, self.tokenizer, self.device = model, tokenizer, model.device
         self.batch_size, self.max_new_tokens, self.stop_on_json = batch_size, max_new_tokens, stop_on_json
         self.grammar, self.ends = grammar, end_tokens(model, tokenizer)
@@ -126,6 +120,7 @@ class Engine:
         # Free rows are filled once they are 1/refill of the batch: a prefill costs launches on a GPU, else arithmetic
         self.refill = 4 if cuda else 10**9
         self._pieces: dict[int, str] = {}
+        self._has_padding_token = False  # among the tokens of an answer so far: one that only pads the vocabulary
 
 # %% ../../nbs/engine/11_generate.ipynb #engine-options
 @patch
@@ -137,7 +132,12 @@ def options(self: Engine, **changes) -> DecodeOptions:
 
 @patch
 def text(self: Engine, completion: Completion) -> str:
-    "Return the completion as it came, special tokens shown."
+    "Return the completion as it came, special tokens shown. Says once if it holds a token that has no text."
+    if not self._has_padding_token and max(completion.token_ids, default=0) >= len(self.tokenizer):
+        self._has_padding_token = True
+        rows, known = self.model.config.vocab_size, len(self.tokenizer)
+        what = f"the model chose tokens that have no text: it has {rows:,} and its tokenizer {known:,}"
+        print(f"note: {what}; they are counted, and missing in the answers", file=sys.stderr)
     return self._decode(completion.token_ids)
 
 
@@ -154,11 +154,27 @@ def _decode(self: Engine, ids: list[int]) -> str:
     return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
 # %% ../../nbs/engine/11_generate.ipynb #engine-sizes
+@patch(as_prop=True)
+def max_length(self: Engine) -> int | None:
+    "Return how many tokens of prompt and answer together the model reads; None if its config names no limit."
+    return context_length(self.model.config)
+
+
 @patch
-def capacity(self: Engine, prompts: list[list[int]], max_new_tokens: int | None = None) -> int:
-    "Return the positions of a row: the longest prompt and its answer, in whole windows."
-    answer = self.max_new_tokens if max_new_tokens is None else max_new_tokens
-    return -(-(max(map(len, prompts)) + answer + self.steps) // WINDOW) * WINDOW
+def limits(self: Engine, prompts: list[list[int]], max_new_tokens: int | list[int] | None = None) -> list[int]:
+    "Return the token limit of each answer, at most the room in the model's context: below 1 if the prompt fills it."
+    asked = self.max_new_tokens if max_new_tokens is None else max_new_tokens
+    asked = [asked] * len(prompts) if isinstance(asked, int) else asked
+    context = self.max_length
+    return [limit if context is None else min(limit, context - len(p)) for p, limit in zip(prompts, asked, strict=True)]
+
+
+@patch
+def capacity(self: Engine, prompts: list[list[int]], max_new_tokens: int | list[int] | None = None) -> int:
+    "Return the positions of a row: the longest prompt with its answer, in whole windows."
+    limits = self.limits(prompts, max_new_tokens)
+    longest = max((len(p) + limit for p, limit in zip(prompts, limits) if limit > 0), default=1)
+    return -(-(longest + self.steps) // WINDOW) * WINDOW
 
 
 @patch
@@ -170,7 +186,7 @@ def most_rows(self: Engine, prompts: int) -> int:
 
 
 @patch
-def size_for(self: Engine, prompts: list[list[int]], max_new_tokens: int | None = None) -> int:
+def size_for(self: Engine, prompts: list[list[int]], max_new_tokens: int | list[int] | None = None) -> int:
     "Return how many rows decode these prompts at a time: as many as are wanted and fit into memory."
     fitting = fitting_rows(self.model, self.capacity(prompts, max_new_tokens), max(map(len, prompts)))
     return min(self.most_rows(len(prompts)), fitting)
@@ -192,19 +208,26 @@ class _Batch:
     "Decode prompts in one cache; `waiting` and `active` say at any time which prompts are not answered yet."
 
     def __init__(
-        self, engine: Engine, options: DecodeOptions, prompts: list[list[int]], waiting: deque, size: int, on_token
+        self,
+        engine: Engine,
+        options: DecodeOptions,  # with one limit per prompt
+        prompts: list[list[int]],
+        waiting: deque,
+        size: int,
+        on_token,
     ):
         self.engine, self.options, self.on_token = engine, options, on_token
         self.prompts, self.waiting, self.active = prompts, waiting, [None] * size
         self.capacity = self._capacity_of_waiting()
 
     def _capacity_of_waiting(self) -> int:
-        return self.engine.capacity([self.prompts[i] for i in self.waiting], self.options.max_new_tokens)
+        limits = self.options.max_new_tokens
+        return self.engine.capacity([self.prompts[i] for i in self.waiting], [limits[i] for i in self.waiting])
 
     def _make_decoder(self) -> Decoder:
         engine, o, rows = self.engine, self.options, len(self.active)
-        layers = engine.model.config.num_hidden_layers
-        self.cache = StaticKVCache(layers, rows, self.capacity, o.max_new_tokens, engine.ends, engine.device)
+        layers, most = model_sizes(engine.model.config).layers, max(o.max_new_tokens)
+        self.cache = StaticKVCache(layers, rows, self.capacity, most, engine.ends, engine.device)
         return Decoder(engine.model, self.cache, engine.steps, o.cuda_graphs, o.grammar, o.forced_tokens)
 
     def is_outgrown(self) -> bool:
@@ -261,7 +284,8 @@ def _fill(self: _Batch, free: list[int]) -> None:
         rows, free = free[:size][: len(self.waiting)], free[size:]
         began = time.perf_counter()
         taken = [self.waiting[k] for k in range(len(rows))]
-        self.decoder.prefill([self.prompts[i] for i in taken], rows)
+        limits = [self.options.max_new_tokens[i] for i in taken]
+        self.decoder.prefill([self.prompts[i] for i in taken], rows, limits)
         for row, i in zip(rows, taken):  # only now: a prefill that fails leaves them waiting
             self.active[row] = _ActiveRow(i, len(self.prompts[i]), began, TextStream(self.engine._decode))
             self.waiting.popleft()
@@ -332,12 +356,30 @@ def stream(self: Engine, prompts: list[list[int]], progress=None, on_token=None,
     that it adds (empty while a character is incomplete); if memory runs out, answers at work start again with their
     first token. `options` are those of `DecodeOptions` that differ from the engine's own for this call."""
     how, progress = self.options(**options), progress or (lambda generated, finished: None)
-    waiting = deque(sorted(range(len(prompts)), key=lambda i: -len(prompts[i])))
+    check_tokens(self.model, self.tokenizer, prompts)
+    limits = self.limits(prompts, how.max_new_tokens)
+    for i in [i for i, limit in enumerate(limits) if limit < 1]:
+        too_long = Completion(i, [], "too_long", 0.0)
+        progress(0, [too_long])
+        yield too_long
+    waiting = deque(sorted((i for i, n in enumerate(limits) if n > 0), key=lambda i: -len(prompts[i])))
+    if not waiting:
+        return
+    decode = self._stream_batches if self.takes_static_cache(prompts, limits) else self._stream_alone
+    yield from decode(prompts, waiting, replace(how, max_new_tokens=limits), progress, on_token)
+
+
+@patch
+def _stream_batches(
+    self: Engine, prompts, waiting: deque, how: DecodeOptions, progress, on_token
+) -> Iterator[Completion]:
+    "Yield completions of the `waiting` prompts, decoded together in a static cache, as they finish."
     if self.device.type == "cuda":
         torch.cuda.empty_cache()  # what others left reserved, so that the estimate sees it as free
     room = None  # positions that a batch may have, once memory has run out
     while waiting:
-        size = self._next_size([prompts[i] for i in waiting], how.max_new_tokens, room)
+        left = list(waiting)
+        size = self._next_size([prompts[i] for i in left], [how.max_new_tokens[i] for i in left], room)
         batch, failed = _Batch(self, how, prompts, waiting, size, on_token), False
         try:
             with fewer_kernels(self.model) if how.cuda_graphs else contextlib.nullcontext():
@@ -349,7 +391,7 @@ def stream(self: Engine, prompts: list[list[int]], progress=None, on_token=None,
         # After the except block nothing but `batch` holds the memory of a failed attempt any more
         waiting.extendleft(row.index for row in reversed(batch.active) if row)
         if failed:
-            room = self._smaller_room(batch, how.max_new_tokens)
+            room = self._smaller_room(batch)
         del batch
 
 
@@ -359,19 +401,53 @@ def generate(self: Engine, prompts: list[list[int]], progress=None, on_token=Non
     done = {c.index: c for c in self.stream(prompts, progress, on_token, **options)}
     return [done[i] for i in range(len(prompts))]
 
+# %% ../../nbs/engine/11_generate.ipynb #stream-alone
+@patch
+def takes_static_cache(self: Engine, prompts: list[list[int]], limits: list[int]) -> bool:
+    "Return True if the static cache is right for the model, up to the last position of these prompts and answers."
+    longest = max((len(p) + limit for p, limit in zip(prompts, limits) if limit > 0), default=0)
+    return longest <= static_positions(self.model.config)
+
+
+@patch
+def _stream_alone(
+    self: Engine, prompts, waiting: deque, how: DecodeOptions, progress, on_token
+) -> Iterator[Completion]:
+    "Yield completions of the `waiting` prompts, each decoded alone by transformers."
+    batch = _Batch(self, how, prompts, waiting, 0, on_token)  # for its way to read tokens
+    for i in waiting:
+        row, kept = _ActiveRow(i, len(prompts[i]), time.perf_counter(), TextStream(self._decode)), []
+
+        def read(token: int, row=row, kept=kept) -> bool:
+            kept.append(batch._read_tokens(row, [token]))
+            row.seen += 1
+            return kept[-1] is not None
+
+        limit, tokens = how.max_new_tokens[i], None
+        try:
+            tokens, overruled = generate_alone(self.model, prompts[i], limit, self.ends, how.grammar, read)
+        except (RuntimeError, MemoryError) as e:
+            if not _is_out_of_memory(e):
+                raise
+        if tokens is None:
+            self._smaller_room(batch)  # raises: there is none
+        done = batch._completion(row, tokens, kept[-1] is not None, overruled)
+        progress(len(tokens), [done])
+        yield done
+
 # %% ../../nbs/engine/11_generate.ipynb #out-of-memory
 def _is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
 
 
 @patch
-def _next_size(self: Engine, prompts: list[list[int]], max_new_tokens: int, room: int | None) -> int:
+def _next_size(self: Engine, prompts: list[list[int]], limits: list[int], room: int | None) -> int:
     "Return the rows of the next batch for the prompts that wait; say in one line if memory makes them fewer than asked."
-    size = self.size_for(prompts, max_new_tokens)
+    size = self.size_for(prompts, limits)
     if room is not None:
-        return max(1, min(size, room // self.capacity(prompts, max_new_tokens)))
+        return max(1, min(size, room // self.capacity(prompts, limits)))
     if self.batch_size != "auto" and size < self.most_rows(len(prompts)):
-        needed = self.most_rows(len(prompts)) * row_bytes(self.model, self.capacity(prompts, max_new_tokens)) / 1e9
+        needed = self.most_rows(len(prompts)) * row_bytes(self.model, self.capacity(prompts, limits)) / 1e9
         free = free_bytes(self.device) / 1e9
         print(
             f"a batch of {self.batch_size} needs {needed:.1f} GB, {free:.1f} GB are free: {size} rows", file=sys.stderr
@@ -380,13 +456,13 @@ def _next_size(self: Engine, prompts: list[list[int]], max_new_tokens: int, room
 
 
 @patch
-def _smaller_room(self: Engine, failed: _Batch, max_new_tokens: int) -> int:
+def _smaller_room(self: Engine, failed: _Batch) -> int:
     "Return half the positions of a batch that failed and say so in one line; raise `UserError` if it had one row."
     size, left = len(failed.active), len(failed.waiting)
-    if size == 1:
+    if size <= 1:
         raise UserError(
             "out of memory with a single prompt",
-            f"max_new_tokens {max_new_tokens}, {self.model.dtype}",
+            f"max_new_tokens {max(failed.options.max_new_tokens)}, {self.model.dtype}",
             "lower --max_new_tokens, use --dtype bfloat16, or choose a smaller model",
         )
     print(f"out of memory: {left} prompts go on with a batch of {size // 2}", file=sys.stderr)
@@ -396,9 +472,13 @@ def _smaller_room(self: Engine, failed: _Batch, max_new_tokens: int) -> int:
 @patch
 @torch.inference_mode()
 def first_logits(self: Engine, prompts: list[list[int]], tokens: list[int]) -> list[list[float]]:
-    "Return the logits of `tokens` as the first of an answer, (prompts, tokens)."
+    "Return the logits of `tokens` as the first of an answer, (prompts, tokens); of a too long prompt the end is read."
+    context = self.max_length
+    prompts = [p if context is None else p[-context:] for p in prompts]
     order, logits = sorted(range(len(prompts)), key=lambda i: len(prompts[i])), {}
-    size = min(64, prefill_rows(self.model, max(map(len, prompts), default=1)))
+    size = 1
+    if self.takes_static_cache(prompts, [1] * len(prompts)):
+        size = min(64, prefill_rows(self.model, max(map(len, prompts), default=1)))
     for start in range(0, len(order), size):
         some = order[start : start + size]
         logits.update(zip(some, self._last_logits([prompts[i] for i in some])[:, tokens].float().tolist()))
@@ -408,6 +488,8 @@ def first_logits(self: Engine, prompts: list[list[int]], tokens: list[int]) -> l
 @patch
 def _last_logits(self: Engine, prompts: list[list[int]]) -> torch.Tensor:
     "Return the logits after the last token of each prompt, (prompts, vocab), in one pass."
+    if not static_positions(self.model.config):  # one prompt, and a family that may not know `logits_to_keep`
+        return self.model(input_ids=torch.tensor(prompts, device=self.device), use_cache=False).logits[:, -1]
     longest = max(map(len, prompts))  # padded on the right, where no token looks
     ids = torch.tensor([p + [0] * (longest - len(p)) for p in prompts], device=self.device)
     ends = torch.tensor([len(p) - 1 for p in prompts], device=self.device)

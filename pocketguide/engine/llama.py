@@ -309,13 +309,33 @@ def options(self: LlamaCpp, **changes) -> DecodeOptions:
     return replace(DecodeOptions(self.max_new_tokens, self.stop_on_json, self.grammar), **changes)
 
 
+@patch(as_prop=True)
+def max_length(self: LlamaCpp) -> int | None:
+    "Return how many tokens of prompt and answer together the model reads, as the file says; None if it does not."
+    said = self.open().metadata
+    length = said.get(f"{said.get('general.architecture')}.context_length")
+    return int(length) if length else None
+
+
+@patch
+def limits(self: LlamaCpp, prompts: list[list[int]], max_new_tokens: int | list[int]) -> list[int]:
+    "Return the token limit of each answer, at most the room in the model's context: below 1 if the prompt fills it."
+    context = self.max_length
+    asked = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else max_new_tokens
+    return [limit if context is None else min(limit, context - len(p)) for p, limit in zip(prompts, asked, strict=True)]
+
+
 @patch
 def stream(self: LlamaCpp, prompts: list[list[int]], progress=None, on_token=None, **options) -> Iterator[Completion]:
     "Yield a `Completion` for each prompt, in order; arguments as in `Engine.stream`."
     how = self.options(**options)
-    self.open(max(map(len, prompts), default=0) + how.max_new_tokens)
-    for index, prompt in enumerate(prompts):
-        done = self._answer(index, prompt, on_token, how)
+    limits = self.limits(prompts, how.max_new_tokens)
+    self.open(max((len(p) + limit for p, limit in zip(prompts, limits) if limit > 0), default=0))
+    for index, (prompt, limit) in enumerate(zip(prompts, limits)):
+        if limit > 0:
+            done = self._answer(index, prompt, on_token, replace(how, max_new_tokens=limit))
+        else:
+            done = Completion(index, [], "too_long", 0.0)
         if progress:
             progress(done.num_tokens, [done])
         yield done
@@ -343,6 +363,8 @@ def continue_prompts(self: LlamaCpp, prompts: list[list[int]], max_new_tokens: i
 @patch
 def first_logits(self: LlamaCpp, prompts: list[list[int]], tokens: list[int]) -> list[list[float]]:
     "Return the logits of `tokens` as the first of an answer, (prompts, tokens)."
+    context = self.max_length
+    prompts = [p if context is None else p[-context:] for p in prompts]  # of a too long one the end is read
     self.open(max(map(len, prompts), default=0) + 1)
     return [self._logits(self._unread(ids))[tokens].tolist() for ids in prompts]
 

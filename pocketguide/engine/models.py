@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['DEFAULT_BASE', 'PINNED', 'DTYPES', 'PinnedBase', 'verify_checksum', 'fetch_gguf', 'no_progress_bars', 'quiet_peft',
-           'pinned_path', 'is_cached', 'base_path', 'base_hash', 'pick_device', 'pick_dtype', 'load_tokenizer',
-           'load_model']
+           'pinned_path', 'is_cached', 'base_path', 'weights_hash', 'base_hash', 'is_same_base', 'pick_device',
+           'pick_dtype', 'load_tokenizer', 'load_model', 'ModelSizes', 'model_sizes', 'rope_settings', 'context_length',
+           'check_tokens']
 
 # %% ../../nbs/engine/04_models.ipynb #imports
 import contextlib
+import hashlib
 import logging
 import shutil
 import subprocess
@@ -18,6 +20,7 @@ import warnings
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GgufConfig
@@ -173,12 +176,35 @@ def base_path(base_model_id: str) -> str:
     return base_model_id
 
 # %% ../../nbs/engine/04_models.ipynb #base-hash
+_ANSWERING_FILES = (  # of a model's folder, as patterns: what changes answers, and so neither a README nor a log
+    "*.safetensors *.safetensors.index.json config.json generation_config.json tokenizer.json tokenizer_config.json "
+    "*.model vocab.json vocab.txt merges.txt added_tokens.json special_tokens_map.json chat_template.* "
+    "additional_chat_templates/*"
+).split()
+
+
+def weights_hash(folder: str | Path) -> str:
+    "Return the SHA-256 (hex) over names and bytes of what determines answers: weights, configs and tokenizer."
+    folder, digest = Path(folder), hashlib.sha256()
+    for path in sorted({p for pattern in _ANSWERING_FILES for p in folder.glob(pattern) if p.is_file()}):
+        digest.update(f"{path.relative_to(folder).as_posix()}\0{file_hash(path)}\n".encode())
+    return digest.hexdigest()
+
+
 def base_hash(base_model_id: str) -> str:
-    "Return what identifies the base weights: the pinned file's SHA-256, the hash of the folder's files, or the hub id."
+    "Return what identifies the base: the pinned file's SHA-256, a folder's `weights_hash`, or the hub id."
     if base_model_id in PINNED:
         return f"sha256:{PINNED[base_model_id].sha256}"
     path = Path(base_path(base_model_id))
-    return f"sha256:{folder_hash(path)}" if path.is_dir() else f"hub:{base_model_id}"
+    return f"weights:{weights_hash(path)}" if path.is_dir() else f"hub:{base_model_id}"
+
+
+def is_same_base(base_model_id: str, recorded: str) -> bool:
+    "Check if a run's recorded `base_hash` is that of these weights; up to 0.4.0 a folder's was over all its files."
+    if recorded.startswith("sha256:") and base_model_id not in PINNED:
+        path = Path(base_path(base_model_id))
+        return path.is_dir() and recorded == f"sha256:{folder_hash(path)}"
+    return recorded == base_hash(base_model_id)
 
 # %% ../../nbs/engine/04_models.ipynb #dtypes
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -265,3 +291,57 @@ def load_model(base_model_id: str, dtype: str = "auto", device: str = "auto", qu
     if quantised:  # bitsandbytes quantises while it places the weights
         return _from_pretrained(AutoModelForCausalLM, base_model_id, device_map={"": place}, **kwargs).eval()
     return _from_pretrained(AutoModelForCausalLM, base_model_id, **kwargs).to(place).eval()
+
+# %% ../../nbs/engine/04_models.ipynb #model-sizes
+class ModelSizes(NamedTuple):
+    "Hold the sizes of a decoder."
+
+    layers: int
+    hidden: int
+    feed_forward: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+
+
+def model_sizes(config) -> ModelSizes:
+    "Return the sizes in a model's config, whatever its family calls them."
+    c = config.get_text_config(decoder=True)
+    heads = getattr(c, "num_attention_heads", None) or 1  # a recurrent model has none
+    kv_heads = getattr(c, "num_key_value_heads", None) or (1 if getattr(c, "multi_query", False) else heads)
+    named = [getattr(c, key, None) for key in ("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size")]
+    widths = [max(w) if isinstance(w, (list, tuple)) else w for w in named if w]
+    head_dim = getattr(c, "head_dim", None) or c.hidden_size // heads
+    return ModelSizes(
+        c.num_hidden_layers, c.hidden_size, widths[0] if widths else 4 * c.hidden_size, heads, kv_heads, head_dim
+    )
+
+# %% ../../nbs/engine/04_models.ipynb #context-length
+def rope_settings(config) -> list[dict]:
+    "Return the settings of the rotary embeddings of a config: one, or one per kind of layer; none for other positions."
+    rope = getattr(config, "rope_parameters", None) or {}
+    parts = [part for part in rope.values() if isinstance(part, dict) and "rope_type" in part]
+    return parts or ([rope] if "rope_type" in rope else [])
+
+
+def context_length(config) -> int | None:
+    "Return how many tokens of prompt and answer together a model reads; None if its config names no limit."
+    c = config.get_text_config(decoder=True)
+    named = [getattr(c, key, None) for key in ("max_position_embeddings", "n_positions", "max_seq_len")]
+    longest = next((n for n in named if isinstance(n, int) and n > 0), None)
+    # These two kinds stretch the positions at hand; the others name the stretched length themselves
+    stretch = [rope.get("factor") or 1 for rope in rope_settings(c) if rope["rope_type"] in ("linear", "dynamic")]
+    return longest and int(longest * max(1, *stretch)) if stretch else longest
+
+# %% ../../nbs/engine/04_models.ipynb #check-tokens
+def check_tokens(model, tokenizer, prompts: list[list[int]] = ()) -> None:
+    "Raise `UserError` for an end of turn, or a token of `prompts`, that `model` has no embedding for."
+    rows, end = model.get_input_embeddings().weight.shape[0], tokenizer.eos_token_id
+    beyond = next((t for t in (end, *(max(p, default=0) for p in prompts)) if t >= rows), None)
+    if beyond is not None:
+        token = tokenizer.convert_ids_to_tokens(beyond)
+        raise UserError(
+            f"the tokenizer's token {beyond} ({token!r}) is beyond the model's {rows:,} embeddings",
+            "the end of a turn" if beyond == end else "prompt",
+            "leave it out of the text, or use the tokenizer that belongs to the model",
+        )

@@ -106,14 +106,17 @@ def pre_tokenizer_name(rules: dict) -> str:
 
 # %% ../../nbs/ship/01_gguf.ipynb #token-table
 def token_table(rules: dict, size: int) -> tuple[list[str], list[gguf.TokenType]]:
-    "Return text and type of each of the `size` token ids of a tokenizer (its JSON); ids without a token are unused."
+    """Return text and type of each of the `size` token ids of a tokenizer (its JSON); ids without a token are unused.
+
+    Tokens beyond the ids, which the model has no embedding for, are left out."""
     tokens, types = [f"[PAD{i}]" for i in range(size)], [gguf.TokenType.UNUSED] * size
-    for token, i in rules["model"]["vocab"].items():
-        tokens[i], types[i] = token, gguf.TokenType.NORMAL
+    known = [(i, token, gguf.TokenType.NORMAL) for token, i in rules["model"]["vocab"].items()]
     for added in rules["added_tokens"]:
-        i = added["id"]
-        tokens[i] = added["content"]
-        types[i] = gguf.TokenType.CONTROL if added["special"] else gguf.TokenType.USER_DEFINED
+        kind = gguf.TokenType.CONTROL if added["special"] else gguf.TokenType.USER_DEFINED
+        known.append((added["id"], added["content"], kind))
+    for i, token, kind in known:
+        if i < size:
+            tokens[i], types[i] = token, kind
     return tokens, types
 
 # %% ../../nbs/ship/01_gguf.ipynb #add-tokenizer

@@ -21,7 +21,7 @@ from pathlib import Path
 from fastcore.basics import patch
 
 from ..contract.grammar import Grammar, has_llguidance
-from ..contract.task import load_schema_task, load_task
+from ..contract.task import ANSWER_LIMIT, load_schema_task, load_task
 from ..core.config import load_config
 from ..core.errors import UserError, nearest
 from ..core.files import read_json
@@ -216,11 +216,8 @@ def load_torch(run_dir: Path, dtype: str, device: str, max_new_tokens: int, cons
     tokenizer = load_tokenizer(cfg.base_model_id)
     base = load_model(cfg.base_model_id, dtype, device, cfg.runtime.quantization)
     model = merge_adapter(base, run.adapter)
-    max_length = getattr(model.config, "max_position_embeddings", 10**9)
-    ends = end_tokens(model, tokenizer)
-    return LoadedModel(
-        Engine(model, tokenizer, 1, max_new_tokens), max_length, constrained, model.config.vocab_size, ends
-    )
+    engine, ends = Engine(model, tokenizer, 1, max_new_tokens), end_tokens(model, tokenizer)
+    return LoadedModel(engine, engine.max_length or 10**9, constrained, model.config.vocab_size, ends)
 
 # %% ../../nbs/ship/04_guide.ipynb #load-gguf
 def load_gguf(path: Path, max_new_tokens: int, constrained: bool, max_length: int = 4096) -> LoadedModel:
@@ -231,6 +228,7 @@ def load_gguf(path: Path, max_new_tokens: int, constrained: bool, max_length: in
         raise UserError("there is no such GGUF file", path, "name the .gguf file of a quantised run")
     engine = LlamaCpp(path, max_new_tokens)
     engine.open(max_length)
+    max_length = min(max_length, engine.max_length or max_length)
     engine.cache_prefixes([contract_prompt(), payload_type_prompt(), *map(topic_prompt, PAYLOAD_TYPES)])
     return LoadedModel(engine, max_length, constrained, len(engine.tokenizer), {engine.tokenizer.eos_token_id})
 
@@ -256,7 +254,7 @@ class Guide:
         run_dir: str | Path | None = None,  # None: the best published run
         schema: dict | str | Path | None = None,  # a JSON Schema to answer in instead of the travel contract
         gguf: str | Path | None = None,  # a GGUF file for llama.cpp, or "auto": the run's own q8_0 file
-        max_new_tokens: int = 1024,
+        max_new_tokens: int | None = None,  # of every answer; None: as the question asks, at least `ANSWER_LIMIT`
         dtype: str = "auto",
         device: str = "auto",
         constrained: bool | None = None,  # None: if the extra [constrained] is installed
@@ -268,9 +266,9 @@ class Guide:
         self.options = self.task.prompt_options(load_config(self.run.path / "config.yaml"))
         constrained = has_llguidance() if constrained is None else constrained
         if gguf:
-            self.model = load_gguf(gguf, max_new_tokens, constrained)
+            self.model = load_gguf(gguf, max_new_tokens or ANSWER_LIMIT, constrained)
         else:
-            self.model = load_torch(self.run.path, dtype, device, max_new_tokens, constrained)
+            self.model = load_torch(self.run.path, dtype, device, max_new_tokens or ANSWER_LIMIT, constrained)
         self.max_new_tokens = max_new_tokens
         self.last: Answer | None = None  # how the latest answer was made
 
@@ -343,9 +341,10 @@ def ask(
     grammar = self.start_grammar(payload_type)
     found = self.classify(question, payload_type)
     prompt = self.build_prompt(question, payload_type, found, facts() if self.travel and self.options.facts else None)
-    self._check_length(prompt)
+    limit = self._answer_limit(question, prompt)
     heard = _Listener(listener)
-    (completion,) = self.model.engine.generate([prompt.token_ids], on_token=heard, grammar=grammar.result())
+    own = {"on_token": heard, "grammar": grammar.result(), **limit}
+    (completion,) = self.model.engine.generate([prompt.token_ids], **own)
     done = time.perf_counter()
     self.last = Answer(
         _json_body(self.model.engine.text(completion), completion.finish_reason),
@@ -359,12 +358,19 @@ def ask(
 
 # %% ../../nbs/ship/04_guide.ipynb #guide-ask-parts
 @patch
-def _check_length(self: Guide, prompt: BuiltPrompt) -> None:
-    "Raise `UserError` if prompt and answer do not fit into the model's context."
-    room = self.model.max_length - self.max_new_tokens
+def _answer_limit(self: Guide, question: str, prompt: BuiltPrompt) -> dict:
+    """Return the token limit of an answer as an option of the engine, none if the user named one.
+
+    `UserError` if the model's context has no room for prompt and answer."""
+    least = self.max_new_tokens or ANSWER_LIMIT
+    room = self.model.max_length - least
     if len(prompt.token_ids) > room:
-        how = f"at most {room:,} fit beside an answer of {self.max_new_tokens:,}; shorten it"
+        how = f"at most {room:,} fit beside an answer of {least:,}; shorten it"
         raise UserError(f"the question makes a prompt of {len(prompt.token_ids):,} tokens", "question", how)
+    if self.max_new_tokens:
+        return {}
+    asked = self.task.answer_limit({"prompt": question})
+    return {"max_new_tokens": min(asked, self.model.max_length - len(prompt.token_ids))}
 
 
 def _recognised(found: Classification | None) -> dict:

@@ -32,7 +32,7 @@ from fastcore.basics import patch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GgufConfig
 
-from ..contract.task import Task, load_task
+from ..contract.task import ANSWER_LIMIT, Task, load_task
 from ..core.cli import Parser, add_shared, command, positive_int
 from ..core.config import Config, load_config
 from ..core.errors import UserError
@@ -501,7 +501,7 @@ def torch_engine(job: Job, fmt: Format, model) -> Engine:
     graphs = job.device.type == "cuda" and not job.measure.eager
     graphs = graphs and (fmt.kind != "bnb" or supports_cuda_graphs(fmt.name))
     model = model if fmt.kind == "bnb" else cast(model, job.dtype)
-    batch_size, max_new_tokens = job.settings.batch_size, job.settings.max_new_tokens
+    batch_size, max_new_tokens = job.settings.batch_size, job.settings.max_new_tokens or ANSWER_LIMIT
     return Engine(model, job.tokenizer, batch_size, max_new_tokens, cuda_graphs=graphs)
 
 
@@ -625,7 +625,7 @@ def _answer_once(job: Job, fmt: Format, name: str, load, bf16_rows: dict | None)
     if rows is not None and not job.measure.time_again:
         return rows, {}
     if name == "llama_cpp":
-        engine = LlamaCpp(weights_path(job.folder, job.run, fmt), job.settings.max_new_tokens)
+        engine = LlamaCpp(weights_path(job.folder, job.run, fmt), job.settings.max_new_tokens or ANSWER_LIMIT)
     else:
         engine = torch_engine(job, fmt, load())
     if rows is None:
@@ -914,7 +914,7 @@ def _parser() -> Parser:
     p.add_argument("--kl_prompts", type=positive_int, default=40, help=_HELP["kl_prompts"])
     p.add_argument("--time_again", action="store_true", help=_HELP["time_again"])
     add_shared(p, "batch_size", help=_HELP["batch_size"])
-    add_shared(p, "max_new_tokens")
+    add_shared(p, "max_new_tokens", default=ANSWER_LIMIT, help="token limit of every answer, in every format")
     add_shared(p, "dtype", help=_HELP["dtype"])
     add_shared(p, "device", help=_HELP["device"])
     p.add_argument("--eager", action="store_true", help=_HELP["eager"])

@@ -19,8 +19,9 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from ..core.errors import UserError
 from ..engine.fusion import SharedInput, fused_norms, join_weights, shared_input_groups
-from ..engine.models import quiet_peft
+from ..engine.models import model_sizes, quiet_peft
 from ..engine.ranks import Ranks
+from ..engine.static_cache import attention_windows, static_positions
 
 with quiet_peft():
     from peft.tuners.lora.layer import Linear as LoraLinear
@@ -173,18 +174,16 @@ AttentionInterface.register(PACKED, packed_attention)  # and no mask function: t
 # %% ../../nbs/train/01_microbatch.ipynb #can-pack
 def _has_flash_kernel(model) -> bool:
     "Return True if the flash kernel takes `model`'s heads and precision on its GPU."
-    c = model.config
-    head = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
+    head = model_sizes(model.config).head_dim
     modern = torch.cuda.get_device_capability(model.device)[0] >= 8
     return modern and model.dtype != torch.float32 and head % 8 == 0 and head <= 256
 
 
 def can_pack(model) -> bool:
-    """Return True if `model`'s attention can stay within sequences on its device: full attention in every layer, and on
-    a GPU what the flash kernel takes."""
-    c, device = model.config, model.device.type
-    full = set(getattr(c, "layer_types", None) or ["full_attention"]) == {"full_attention"}
-    plain = full and not getattr(c, "attn_logit_softcapping", None)
+    """Return True if `model`'s attention can stay within sequences on its device: full attention in every layer of a
+    family that is known to attend through transformers' interface, and on a GPU what the flash kernel takes."""
+    device = model.device.type
+    plain = attention_windows(model.config) == {"full_attention": None} and static_positions(model.config) == math.inf
     return plain and (device == "cpu" or (device == "cuda" and _has_flash_kernel(model)))
 
 # %% ../../nbs/train/01_microbatch.ipynb #attending

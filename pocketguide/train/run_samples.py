@@ -23,7 +23,7 @@ import torch
 from tqdm import tqdm
 
 from ..contract.grammar import Grammar, import_llguidance
-from ..contract.task import Task, compare, failure_row, load_schema_task, load_task
+from ..contract.task import ANSWER_LIMIT, Task, compare, failure_row, load_schema_task, load_task
 from ..core.cli import Parser, add_shared, command, positive_int
 from ..core.config import Config, load_config
 from ..core.errors import UserError
@@ -42,8 +42,9 @@ from ..core.runs import Run, open_run, versions
 from ..core.stats import markdown_table, rate_text
 from ..engine.adapters import load_adapter, merged
 from ..engine.completion import Completion
+from ..engine.decoder import generate_alone
 from ..engine.generate import Engine, end_tokens
-from ..engine.models import base_hash, load_model, load_tokenizer
+from ..engine.models import base_hash, is_same_base, load_model, load_tokenizer
 from ..engine.prompts import build_prompts
 from ..engine.ranks import Ranks, join_ranks, leave_ranks
 
@@ -91,18 +92,18 @@ def load_suite(path: str | Path) -> Suite:
 class _Progress:
     "Show a progress bar over the most tokens that could still come, so that its remaining time is an upper bound."
 
-    def __init__(self, label: str, prompts: int, max_new_tokens: int, quiet: bool):
-        self.max_new_tokens, self.prompts, self.answers, self.tokens = max_new_tokens, prompts, 0, 0
+    def __init__(self, label: str, limits: list[int], quiet: bool):
+        self.limits, self.answers, self.tokens = limits, 0, 0
         layout = "{desc}: {percentage:3.0f}%|{bar:20}| {postfix} [{elapsed}<{remaining}]"
-        self.bar = tqdm(total=prompts * max_new_tokens, desc=label, disable=quiet, bar_format=layout)
+        self.bar = tqdm(total=sum(limits), desc=label, disable=quiet, bar_format=layout)
 
     def __call__(self, generated: int, finished: list[Completion]) -> None:
         self.tokens += generated
         self.answers += len(finished)
         seconds = self.bar.format_dict["elapsed"] or 1e-9
-        text = f"{self.answers}/{self.prompts} answers, {self.tokens / seconds:.0f} tok/s"
+        text = f"{self.answers}/{len(self.limits)} answers, {self.tokens / seconds:.0f} tok/s"
         self.bar.set_postfix_str(text, refresh=False)
-        self.bar.update(generated + sum(self.max_new_tokens - c.num_tokens for c in finished))
+        self.bar.update(generated + sum(self.limits[c.index] - c.num_tokens for c in finished))
 
 # %% ../../nbs/03_batched_eval.ipynb #answer-key
 def answer_key(token_ids: list[int], context: dict) -> str:
@@ -130,7 +131,7 @@ def answer(
     engine: Engine,
     suites: list[Suite],
     journal: Path,  # where answers are appended until the results are written
-    context: dict,  # what the answers depend on besides the prompt
+    context: dict,  # what the answers depend on besides the prompt; without `max_new_tokens` the question limits them
     label: str = "answers",
     quiet: bool = False,
     options=(),  # what the prompts show beside the question, from `task.prompt_options`
@@ -139,11 +140,14 @@ def answer(
     "Return the sample rows of each suite by name, in suite order, and the cost of the pass."
     questions = [row for suite in suites for row in suite.rows]
     prompts = build_prompts(task, engine, questions, options, ranks=ranks)
-    keys = [answer_key(p.token_ids, context) for p in prompts]
-    answers = _answer_prompts(engine, keys, [p.token_ids for p in prompts], journal, label, quiet, ranks)
+    limits = task.answer_limits(questions, context.get("max_new_tokens"))
+    keys = [answer_key(p.token_ids, {**context, "max_new_tokens": n}) for p, n in zip(prompts, limits)]
+    asked = {key: (p.token_ids, limit) for key, p, limit in zip(keys, prompts, limits)}
+    answers = _answer_prompts(engine, keys, asked, journal, label, quiet, ranks)
     if not ranks.first:
         return {}, {}
     found = [answers[key] for key in keys]
+    _tell_too_long(label, found)
     rows = iter(
         _sample_row(task, question, kept, prompt.classification, options)
         for question, kept, prompt in zip(questions, found, prompts)
@@ -161,7 +165,7 @@ def _sample_row(task: Task, question: dict, kept: dict, classification, options)
 def _answer_prompts(
     engine: Engine,
     keys: list[str],  # of the prompts; equal prompts have equal keys and are answered once
-    prompts: list[list[int]],  # token ids
+    asked: dict[str, tuple[list[int], int]],  # by key: the prompt's token ids, and the token limit of the answer
     journal: Path,
     label: str,
     quiet: bool,
@@ -172,25 +176,25 @@ def _answer_prompts(
     kept = sum(key in done for key in keys)
     if ranks.first and kept:
         print(f"{label}: {kept} of {len(keys)} answers are kept from before", file=sys.stderr)
-    token_ids = dict(zip(keys, prompts))
-    todo = sorted((key for key in token_ids if key not in done), key=lambda key: -len(token_ids[key]))
-    share = {key: token_ids[key] for key in todo[ranks.rank :: ranks.world]}
+    todo = sorted((key for key in asked if key not in done), key=lambda key: -len(asked[key][0]))
+    share = {key: asked[key] for key in todo[ranks.rank :: ranks.world]}
     title = label if ranks.world == 1 else f"{label} (1 of {ranks.world} shares)"
     with JsonlLog(journal_of(journal, ranks.rank)) as log:
         done |= _generate(engine, share, log, session, title, quiet or not ranks.first)
-    for part in ranks.gather({key: done[key] for key in token_ids if key in done}):
+    for part in ranks.gather({key: done[key] for key in asked if key in done}):
         done |= part
     return done
 
 # %% ../../nbs/03_batched_eval.ipynb #generate
 def _generate(
-    engine: Engine, prompts: dict[str, list[int]], log: JsonlLog, session: float, label: str, quiet: bool
+    engine: Engine, asked: dict[str, tuple], log: JsonlLog, session: float, label: str, quiet: bool
 ) -> dict[str, dict]:
-    "Answer prompts (token ids, by key) and append each answer to `log` as it finishes."
-    done, keys, started = {}, list(prompts), time.perf_counter()
-    progress = _Progress(label, len(prompts), engine.max_new_tokens, quiet)
+    "Answer prompts (token ids and the answer's limit, by key) and append each answer to `log` as it finishes."
+    done, keys, started = {}, list(asked), time.perf_counter()
+    prompts, limits = map(list, zip(*asked.values())) if asked else ([], [])
+    progress = _Progress(label, limits, quiet)
     with contextlib.closing(progress.bar):
-        for completion in engine.stream(list(prompts.values()), progress):
+        for completion in engine.stream(prompts, progress, max_new_tokens=limits):
             key = keys[completion.index]
             done[key] = {
                 "key": key,
@@ -206,6 +210,12 @@ def _generate(
     return done
 
 # %% ../../nbs/03_batched_eval.ipynb #cost
+def _tell_too_long(label: str, answers: list[dict]) -> None:
+    "Say in one line how many prompts were not asked, as they fill the model's context."
+    if k := sum(row["finish_reason"] == "too_long" for row in answers):
+        print(f"{label}: {k} of {len(answers)} prompts fill the model's context: counted as too_long", file=sys.stderr)
+
+
 def _cost(answers: list[dict], constrained: bool) -> dict:
     "Return what a pass cost. Its wall time is that of its sessions, each as long as its slowest rank."
     slowest: dict[float, float] = {}
@@ -234,9 +244,11 @@ def open_evaluable(path: str | Path) -> tuple[Run, Config]:
             "evaluate it with the base model that it was trained for",
         )
     recorded = run.meta.get("base_hash") if (run.path / "meta.json").exists() else None
-    if recorded and recorded != (found := base_hash(cfg.base_model_id)):
+    if recorded and not is_same_base(cfg.base_model_id, recorded):
         what = "the base weights are not those that the adapter was trained on"
-        raise UserError(what, run.path, f"training recorded {recorded[:24]}..., found {found[:24]}...")
+        raise UserError(
+            what, run.path, f"training recorded {recorded[:24]}..., found {base_hash(cfg.base_model_id)[:24]}..."
+        )
     return run, cfg
 
 # %% ../../nbs/03_batched_eval.ipynb #output-run
@@ -259,7 +271,7 @@ class EvalSettings:
     "Say how to generate."
 
     batch_size: int | str = 8  # or "auto": as many as fit into memory
-    max_new_tokens: int = 1024
+    max_new_tokens: int | None = None  # of every answer; None: as each question asks, at least `ANSWER_LIMIT`
     dtype: str = "auto"
     device: str = "auto"
     check_parity: int = 0  # prompts to answer a second time, alone, by transformers' generate
@@ -283,18 +295,28 @@ def write_results(
 
 # %% ../../nbs/03_batched_eval.ipynb #parity
 @torch.inference_mode()
-def parity(task: Task, engine: Engine, suites: list[Suite], rows: dict[str, list[dict]], n: int, options=()) -> dict:
+def parity(
+    task: Task,
+    engine: Engine,
+    suites: list[Suite],
+    rows: dict[str, list[dict]],
+    n: int,
+    options=(),
+    max_new_tokens: int | None = None,  # as the rows were answered
+) -> dict:
     """Answer `n` evenly spaced prompts again, alone, by transformers' `generate`.
 
     Count the equal answers and changed verdicts.
     """
     pairs = [(question, row) for suite in suites for question, row in zip(suite.rows, rows[suite.name])]
+    pairs = [(question, row) for question, row in pairs if row["finish_reason"] != "too_long"]
     chosen = [pairs[i * len(pairs) // n] for i in range(min(n, len(pairs)))]
     known = [task.recorded_classification(row) for _, row in chosen]
     prompts = build_prompts(task, engine, [question for question, _ in chosen], options, known)
+    limits = engine.limits([p.token_ids for p in prompts], task.answer_limits([q for q, _ in chosen], max_new_tokens))
     same = flips = 0
-    for (question, row), prompt in zip(tqdm(chosen, desc="parity", unit="prompt"), prompts):
-        text, ended = _generate_alone(engine, prompt.token_ids)
+    for (question, row), prompt, limit in zip(tqdm(chosen, desc="parity", unit="prompt"), prompts, limits):
+        text, ended = _generate_alone(engine, prompt.token_ids, limit)
         recorded = row["raw_text_output"]
         cut = row["finish_reason"] == "json_complete" and text.startswith(recorded)
         same += text == recorded or cut
@@ -304,17 +326,9 @@ def parity(task: Task, engine: Engine, suites: list[Suite], rows: dict[str, list
     return {"n": len(chosen), "identical_answers": same, "flipped_verdicts": flips, "reference": reference}
 
 
-def _generate_alone(engine: Engine, token_ids: list[int]) -> tuple[str, bool]:
+def _generate_alone(engine: Engine, token_ids: list[int], limit: int) -> tuple[str, bool]:
     "Return the text that transformers' greedy `generate` gives for one prompt, and if the model ended its turn."
-    ids = torch.tensor([token_ids], device=engine.device)
-    generated = engine.model.generate(
-        input_ids=ids,
-        attention_mask=torch.ones_like(ids),
-        max_new_tokens=engine.max_new_tokens,
-        do_sample=False,
-        pad_token_id=engine.tokenizer.pad_token_id,
-    )
-    out = generated[0, len(token_ids) :].tolist()
+    out, _ = generate_alone(engine.model, token_ids, limit, engine.ends)
     ended = bool(out) and out[-1] in engine.ends
     decode = engine.tokenizer.decode
     return decode(out[:-1] if ended else out, skip_special_tokens=False, clean_up_tokenization_spaces=False), ended
@@ -387,7 +401,7 @@ def _start_evaluation(
         grammar = Grammar(tokenizer, task.schema, model.config.vocab_size, end_tokens(model, tokenizer))
     for run, _ in runs:
         load_adapter(model, run.adapter).unload()
-    engine = Engine(model, tokenizer, settings.batch_size, settings.max_new_tokens, grammar=grammar)
+    engine = Engine(model, tokenizer, settings.batch_size, settings.max_new_tokens or ANSWER_LIMIT, grammar=grammar)
     context = pass_context(task, model, first, settings)
     return _Evaluation(task, suites, settings, ranks, engine, model, context, [])
 
@@ -438,7 +452,9 @@ def _parity(work: _Evaluation, run: Run, rows: dict[str, list[dict]], options) -
     "Return the parity of a run for its metrics and print it; empty if it was not asked for."
     if not work.settings.check_parity or not work.ranks.first:
         return {}
-    found = parity(work.task, work.engine, work.suites, rows, work.settings.check_parity, options)
+    found = parity(
+        work.task, work.engine, work.suites, rows, work.settings.check_parity, options, work.settings.max_new_tokens
+    )
     same = f"{found['identical_answers']} of {found['n']} answers are the same alone"
     print(f"{run.name}: {same}, {found['flipped_verdicts']} verdicts differ")
     return {"parity": found}
@@ -456,7 +472,8 @@ def _generation(work: _Evaluation, cfg: Config, run: Run, suite: Suite, base_cos
         "device": torch.cuda.get_device_name() if engine.device.type == "cuda" else cpu,
         "ranks": work.ranks.world,
         "batch_size": engine.batch_size,
-        "max_new_tokens": engine.max_new_tokens,
+        "max_new_tokens": max(work.task.answer_limits(suite.rows, settings.max_new_tokens)),
+        "limit_by": "max_new_tokens" if settings.max_new_tokens else "question",
         "wall_s": round(base_cost["wall_s"] + cost["wall_s"], 2),
         "base": base_cost,
         "finetuned": cost,

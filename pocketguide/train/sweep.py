@@ -236,12 +236,13 @@ def _as_question(row: dict) -> dict:
     return {"id": row["id"], "prompt": row.get("prompt") or row["messages"][-1]["content"], **checked}
 
 # %% ../../nbs/train/02_sweep.ipynb #evaluate-all
-def evaluate_all(runs: list[Run], suite: Path, out: Path, batch_size: str, max_new_tokens: int) -> str | None:
+def evaluate_all(runs: list[Run], suite: Path, out: Path, batch_size: str, max_new_tokens: int | None) -> str | None:
     "Evaluate the runs that have no answers to the suite, on all GPUs; return the last message if that failed."
     todo = [run for run in runs if suite.stem not in run.suites]
     if not todo:
         return None
-    options = ["--batch_size", batch_size, "--max_new_tokens", str(max_new_tokens), "--quiet"]
+    options = ["--batch_size", batch_size, "--quiet"]
+    options += ["--max_new_tokens", str(max_new_tokens)] if max_new_tokens else []
     folders = [str(run.path) for run in todo]
     argv = ["pocketguide.train.run_samples", "--run_dir", *folders, "--prompts", str(suite), *options]
     if len(gpus()) > 1:

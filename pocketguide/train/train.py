@@ -48,7 +48,15 @@ from ..core.plots import legend_below, plot_rates, prepare_axes, series_style
 from ..core.runs import Run, create_run, open_run, versions
 from ..engine.chat import encode_chats
 from ..engine.generate import Engine, free_bytes
-from ..engine.models import base_hash, load_model, load_tokenizer, pick_dtype, quiet_peft
+from pocketguide.engine.models import (
+    base_hash,
+    check_tokens,
+    load_model,
+    load_tokenizer,
+    model_sizes,
+    pick_dtype,
+    quiet_peft,
+)
 from ..engine.prompts import build_prompts
 from ..engine.ranks import Ranks, join_ranks, leave_ranks
 from pocketguide.train.microbatch import (
@@ -216,6 +224,12 @@ def lengths(self: SFTDataset) -> list[int]:
 def num_tokens(self: SFTDataset) -> int:
     "Return the number of prompt and target tokens."
     return sum(len(ids) for example in self.examples for ids in sequences(example, "input_ids"))
+
+
+@patch(as_prop=True)
+def highest_token(self: SFTDataset) -> int:
+    "Return the highest token id, which the model must have an embedding for."
+    return max(int(ids.max()) for example in self.examples for ids in sequences(example, "input_ids"))
 
 
 @patch(as_prop=True)
@@ -445,9 +459,9 @@ def uses_cuda_graphs(cfg: Config, device: torch.device) -> bool:
 
 def microbatch_tokens(model, checkpointing: bool, graphed: bool) -> int:
     "Return the tokens of a microbatch: as many as the device is fast with and half of its free memory can hold."
-    c, size = model.config, model.dtype.itemsize
-    layer = size * (16 * c.hidden_size + 5 * c.intermediate_size)  # bytes that a token leaves in a layer, roughly
-    stored = c.num_hidden_layers * size * c.hidden_size + layer if checkpointing else c.num_hidden_layers * layer
+    c, size = model_sizes(model.config), model.dtype.itemsize
+    layer = size * (16 * c.hidden + 5 * c.feed_forward)  # bytes that a token leaves in a layer, roughly
+    stored = c.layers * size * c.hidden + layer if checkpointing else c.layers * layer
     fast = (8192 if graphed else 32768) if model.device.type == "cuda" else 2048
     return max(256, min(fast, free_bytes(model.device) // 2 // stored))
 
@@ -859,6 +873,7 @@ def train(
     data = data or load_sft(task, cfg, tokenizer)
     with lock(run.path) if ranks.first else contextlib.nullcontext(), _prepared_model(cfg, tokenizer) as prepared:
         (model, layout), checkpoint = prepared, last_checkpoint(run)
+        check_tokens(model, tokenizer, [[part.highest_token] for part in data])
         log = RunLog(run, _step_of(checkpoint), quiet, ranks.first)
         callbacks = [log, *_epoch_callbacks(task, cfg, log, tokenizer, data[0], eval_prompts, ranks)]
         trainer = _make_trainer(cfg, run, model, layout, data, ranks, callbacks, checkpoint)
