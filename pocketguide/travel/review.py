@@ -22,7 +22,7 @@ from ..core.errors import UserError
 from ..core.files import packed, read_json, read_jsonl, write_json
 from ..core.runs import Run, open_run
 from ..core.stats import markdown_table, rate_text, wilson
-from ..core.text import strip_accents
+from ..core.text import contains_name, strip_accents
 from .constraints import constraints_met, read_constraints
 from .facts import Facts, emergency_label, facts_for, main_airport
 from .gazetteer import UnknownDestination, airports, countries, country_code, fold
@@ -682,12 +682,6 @@ def _place_names(facts: Facts | None, name: str) -> list[str]:
         names += [facts.name, *(other for other in facts.alternates if len(other) > 3)]
     return [name for name in names if name]
 
-
-def _mentions_any(text: str, names: Sequence[str]) -> bool:
-    "Return whether a text contains one of the names."
-    words = f" {fold(text)} "
-    return any(f" {fold(name)} " in words for name in names if fold(name))
-
 # %% ../../nbs/travel/10_review.ipynb #constraints
 def _constraints(question: dict, response: dict | None) -> dict[str, bool]:
     """Return whether each constraint of the question is met, by id; none is if there is no response.
@@ -738,7 +732,7 @@ def _review_response(response: dict, question: dict, content: str | Path) -> dic
     heading = f"{response['summary']}\n{response['payload'].get('title', '')}"
     return {
         "valid": True,
-        "destination_named": _mentions_any(heading, names),
+        "destination_named": contains_name(heading, *names),
         "type_right": type_right if payload_type else None,
         "subject_right": type_right and topic_of_answer(response, content) in topics if topics else None,
         "sentences": _sentences(response, [*names, facts.country] if facts else names),
