@@ -50,13 +50,13 @@ _NO_SPACES = re.compile(
 _HANGUL = re.compile(r"[\uac00-\ud7a3]")  # written with spaces, but particles follow a name directly
 _VOWEL_SIGNS = r"\u0591-\u05c7\u0610-\u06ff\u0900-\u0dff"  # parts of a word that are no `\w`
 _START, _END = rf"(?<![^\W_])(?<![{_VOWEL_SIGNS}])", rf"(?![^\W_]|[{_VOWEL_SIGNS}])"  # of a word
-_NOT_AFTER = {"京都": "東"}  # 東京都 is Tokyo
+_NOT_AFTER = {"京都": "東", "york": "New ", "jersey": "New ", "orleans": "New "}  # 東京都 is Tokyo
 _COMMON_WORDS = frozenset(  # names of places that are words, too: they count with a capital letter only
-    "alert angel angels angers art bad bar bath battle bay beach bend best big bill boulder brest buffalo can chester cork "
-    "crest date deal delight eden essen fort gap grand grove hall hell home hope hull independence lake lens liberty "
-    "lion lima loop lord male mall man march mobile most mt nice normal of orange paradise pest phoenix pole pool poole "
-    "port pretty providence pula reading rich rust rye sale sandwich san santa sète side spa split spring springs "
-    "star stone surprise tours turkey twist us van victory wells york young".split()
+    "alert angel angels angers art bar bath battle bay beach bend best big bill boulder brest buffalo can "
+    "chester cork crest date deal delight eden essen fort gap grand grove hall hell home hope hull "
+    "independence lake lens liberty lima lion loop lord male mall man march mobile most nice normal of orange "
+    "paradise pest phoenix pole pool poole port pretty providence reading rich rust rye sale sandwich side "
+    "spa split spring springs star stone surprise tours turkey twist us van victory wells york young".split()
 )
 
 
@@ -75,15 +75,15 @@ def name_pattern(name: str) -> re.Pattern | None:
     plain = plain_name(name)
     if not spellings or (_NO_SPACES.search(plain) and len(plain) < 2):
         return None
+    not_after = f"(?<!{_NOT_AFTER[plain.lower()]})" if plain.lower() in _NOT_AFTER else ""
     if _NO_SPACES.search(plain):
-        not_after = f"(?<!{_NOT_AFTER[plain]})" if plain in _NOT_AFTER else ""
         return re.compile(not_after + re.escape(plain), re.I)
-    end = "" if _HANGUL.search(plain) else _END
     is_word = plain.lower() in _COMMON_WORDS
     if is_word:
         spellings = {plain.capitalize(), plain.upper()}
     alternatives = "|".join(map(_pattern_of, sorted(spellings, key=lambda spelling: (-len(spelling), spelling))))
-    return re.compile(f"{_START}(?:{alternatives}){end}", 0 if is_word else re.I)
+    end = "" if _HANGUL.search(plain) else _END
+    return re.compile(f"{_START}{not_after}(?:{alternatives}){end}", 0 if is_word else re.I)
 
 # %% ../../nbs/core/08_text.ipynb #contains-name
 def contains_name(text: str, *names: str) -> bool:
