@@ -389,7 +389,9 @@ def inform(rng: random.Random, request: Request, prompt: str, unknown: float) ->
     if not found or not named and rng.random() < unknown:
         return replace(request, informed=False, destination={**request.destination, "place": []})
     others = [] if named else namesakes(found.facts)
-    return replace(request, facts=found.facts, block=facts_block(found.facts), other=others[0] if others else "")
+    return replace(
+        request, facts=found.facts, block=facts_block(found.facts, request.airports), other=others[0] if others else ""
+    )
 
 # %% ../nbs/01_data.ipynb #draw-row
 def draw_row(
@@ -479,7 +481,8 @@ def _any_question(builder: Builder, rng: random.Random, row_id: str, payload_typ
     messages = builder.library["tellings"]["forms"][payload_type]
     text = builder.tally.draw(rng, messages, kind="any topic")
     facts = facts_for(place["name"], place["country"])
-    return Request(row_id, payload_type, place, facts, "train", core={"text": text, "named": False, "message": True})
+    core = {"text": text, "named": False, "message": True}
+    return Request(row_id, payload_type, place, facts, "train", core=core, airports=builder.plan.airports)
 
 
 def draw_questions(builder: Builder, rows: range | None = None) -> list[dict]:

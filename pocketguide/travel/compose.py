@@ -67,7 +67,7 @@ _FACTS_OF_PLACE = ("country", "currency", "emergency", "language", "airport", "c
 def placeholder_values(request: Request, frames: dict) -> dict[str, str]:
     "Return what fills each placeholder of an answer; an empty value rules out the wordings that need it."
     name, facts = request.destination["name"], request.facts
-    airport, language = main_airport(facts), main_language(facts)
+    airport, language = main_airport(facts, request.airports), main_language(facts)
     days = "one day" if request.days == 1 else frames["days"].get(request.days, [f"{request.days} days"])[0]
     values = {
         "city": name,

@@ -29,7 +29,7 @@ from pocketguide.contract.schema import (
     shorten,
     strings,
 )
-from ..core.text import strip_accents
+from ..core.text import contains_name
 
 # %% ../../nbs/travel/01_contract.ipynb #payload-types
 PAYLOAD_TYPES = ("itinerary", "checklist", "decision_tree", "procedure")
@@ -106,15 +106,8 @@ def _other_type(kind: str, payload: dict) -> str | None:
 
 # %% ../../nbs/travel/01_contract.ipynb #names-place
 def names_place(value: object, destination: str) -> bool:
-    """Check if a string of the answer has `destination` (its part before a comma) as a word, without regard to case
-    and accents.
-    """
-
-    def fold(text: str) -> str:
-        return strip_accents(text.casefold())
-
-    name = fold(destination.split(",")[0].strip())
-    return re.search(rf"(?<!\w){re.escape(name)}(?!\w)", fold("\n".join(strings(value)))) is not None
+    "Check if a string of the answer has `destination` (its part before a comma) as a name, in any of its spellings."
+    return contains_name("\n".join(strings(value)), destination.split(",")[0])
 
 # %% ../../nbs/travel/01_contract.ipynb #numbering
 def _numbering(values: list[int], path: str, word: str) -> list[Problem]:

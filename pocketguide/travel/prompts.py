@@ -20,7 +20,15 @@ from ..engine.chat import chat_messages, encode_chats
 from ..engine.completion import choose
 from .constraints import Constraint, read_constraints
 from .contract import PAYLOAD_TYPES, load_schema, serialize
-from .facts import Facts, currency_label, emergency_label, facts_for, main_airport, main_language
+from pocketguide.travel.facts import (
+    AIRPORTS_EDITION,
+    Facts,
+    currency_label,
+    emergency_label,
+    facts_for,
+    main_airport,
+    main_language,
+)
 from .gazetteer import UnknownDestination
 from .places import english_name, find_place
 
@@ -169,11 +177,13 @@ def namesakes(facts: Facts) -> list[str]:
     return [other for other in facts.ambiguous if _is_large(other)][:2]
 
 # %% ../../nbs/travel/07_prompts.ipynb #facts-block
-def facts_block(facts: Facts | None) -> str:
-    "Return one paragraph with what the tables know of a place, for the model to read; empty for None."
+def facts_block(facts: Facts | None, airports: int = AIRPORTS_EDITION) -> str:
+    """Return one paragraph with what the tables know of a place, for the model to read; empty for None.
+
+    `airports` is the edition of the list of airports: 1 for the data sets v2 to v4."""
     if facts is None:
         return ""
-    name, airport = english_name(facts), main_airport(facts)
+    name, airport = english_name(facts), main_airport(facts, airports)
     place = name if name == facts.country else f"{name}, {facts.country}"
     parts = {
         "Known for": ", ".join(f.replace("_", " ") for f in facts.features),

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property, lru_cache
 
-from .facts import Facts, facts_for, main_language
+from .facts import AIRPORTS_EDITION, Facts, facts_for, main_language
 from .library import GENERAL_PREFIX, fill, pick_one, pick_some, pick_weighted
 
 # %% ../../nbs/travel/08_questions.ipynb #party-needs
@@ -47,6 +47,7 @@ class Request:
     informed: bool = True  # whether the facts of the place may be used: in some questions nobody knows them
     block: str = ""  # the facts as shown beside the question; empty if the version shows none
     other: str = ""  # another place of the same name, if the question does not say which is meant
+    airports: int = AIRPORTS_EDITION  # edition of the list of airports from which the answer takes its airport
 
     @cached_property
     def needs(self) -> dict[str, str]:
@@ -380,6 +381,7 @@ class Plan:
     pack_above: int = 1_000_000  # bytes above which a file is packed
     forms: int = 0  # questions without an answer, which teach the payload type (and the topic) alone
     any_topic: float = 0.4  # share of those whose topic has no entry of its own in the library
+    airports: int = 1  # edition of the list of airports; what a published version was composed with stays
     general: float = 0.0  # share of the records whose topic has no entry of its own: a general answer
 
     @property
@@ -651,7 +653,7 @@ def draw_request(
 
     What was drawn least comes first. Return None if nothing of the library suits the place."""
     facts = facts_for(destination["name"], destination["country"])
-    request = Request(request_id, payload_type, destination, facts, voice)
+    request = Request(request_id, payload_type, destination, facts, voice, airports=plan.airports)
     if payload_type == "itinerary":
         request = _draw_days(rng, request, library, plan)
     else:
