@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['EXACT', 'adapter_settings', 'adapter_tensors', 'LoraDelta', 'read_lora', 'load_adapter', 'cast', 'NewParameter',
-           'read_changes', 'merge_adapter', 'merged', 'fingerprint', 'check_adapter', 'merge_run', 'check_architecture']
+           'read_changes', 'merge_adapter', 'merged', 'fingerprint', 'check_adapter', 'own_tokenizer', 'merge_run',
+           'check_architecture']
 
 # %% ../../nbs/engine/08_adapters.ipynb #imports
 import contextlib
@@ -13,6 +14,7 @@ import dataclasses
 import hashlib
 import math
 import re
+import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,18 +23,21 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from transformers import AutoConfig, AutoTokenizer
 from transformers.pytorch_utils import Conv1D
 
 from ..core.config import Config
 from ..core.errors import UserError
 from ..core.files import read_json
 from ..core.runs import Run
-from .models import load_model, load_tokenizer, quiet_peft
+from .models import base_path, load_model, load_tokenizer, quiet_peft
 
 # %% ../../nbs/engine/08_adapters.ipynb #adapter-settings
-_NOT_IN_WEIGHTS = set(  # kinds that work beside the weights: on the input, on the keys and values, or on a choice of adapters
-    """ADAPTION_PROMPT CARTRIDGE CPT MULTITASK_PROMPT_TUNING POLY PREFIX_TUNING PROMPT_TUNING P_TUNING SHADOW
+_NOT_IN_WEIGHTS = (
+    set(  # kinds that work beside the weights: on the input, on the keys and values, or on a choice of adapters
+        """ADAPTION_PROMPT CARTRIDGE CPT MULTITASK_PROMPT_TUNING POLY PREFIX_TUNING PROMPT_TUNING P_TUNING SHADOW
     XLORA""".split()
+    )
 )
 
 
@@ -201,7 +206,9 @@ def _check_known(config: dict, folder: str | Path) -> None:
 
     known = PEFT_TYPE_TO_CONFIG_MAPPING.get(config["peft_type"])
     fields = {field.name for field in dataclasses.fields(known)} if known else set()
-    unknown = [config["peft_type"]] if not known else [key for key, value in config.items() if value and key not in fields]
+    unknown = (
+        [config["peft_type"]] if not known else [key for key, value in config.items() if value and key not in fields]
+    )
     if unknown:
         how = f"install a newer peft than {config.get('peft_version') or 'this one'}, or train the adapter again"
         raise UserError(f"the installed peft does not know the adapter's {', '.join(unknown)}", folder, how)
@@ -463,15 +470,59 @@ def check_adapter(model: torch.nn.Module, folder: str | Path) -> float:
         raise UserError(what, folder, f"rounding to {model.dtype} explains {limit:.2g}; train it for this base again")
     return error
 
+# %% ../../nbs/engine/08_adapters.ipynb #own-tokenizer
+def own_tokenizer(folder: str | Path, base_model_id: str):
+    """Return the tokenizer beside an adapter if it writes chats in other tokens than the base model's, else None.
+
+    Says on stderr that it is used. `UserError` if it cannot be read, or has tokens that the base model has no row for."""
+    folder = Path(folder)
+    if not any((folder / name).is_file() for name in ("tokenizer_config.json", "tokenizer.json", "tokenizer.model")):
+        return None
+    base, differences = load_tokenizer(base_model_id), []
+    own = _load_own_tokenizer(folder, base, base_model_id)
+    if own.get_vocab() != base.get_vocab():
+        differences.append("other tokens")
+    elif own(_SAMPLE, add_special_tokens=False)["input_ids"] != base(_SAMPLE, add_special_tokens=False)["input_ids"]:
+        differences.append("another way to split text")
+    if own.chat_template != base.chat_template:
+        differences.append("another chat template")
+    if not differences:
+        return None
+    rows = AutoConfig.from_pretrained(base_path(base_model_id)).get_text_config().vocab_size
+    if (last := max(own.get_vocab().values())) >= rows:
+        what = f"the adapter's tokenizer has tokens up to {last:,}, the base model {rows:,} rows"
+        raise UserError(what, folder, "merge it where it was trained, and name the merged model as base")
+    print(f"note: the adapter's own tokenizer is used ({' and '.join(differences)}): {folder}", file=sys.stderr)
+    return own
+
+
+_SAMPLE = '  Two days in Porto (EUR 1,200)?\n\n{"summary": "Zürich, Đà Nẵng & 東京"}\t\r\n'
+
+# %% ../../nbs/engine/08_adapters.ipynb #load-own-tokenizer
+def _load_own_tokenizer(folder: Path, base, base_model_id: str):
+    "Load the tokenizer beside an adapter; without a chat template it gets that of `base`, the base model's tokenizer."
+    try:
+        plain = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
+    except Exception as e:  # the tokenizers package raises plain exceptions
+        how = f"remove its files to use the base model's ({_reason(e)})"
+        raise UserError("the tokenizer beside the adapter cannot be loaded", folder, how) from None
+    if plain.chat_template:
+        return load_tokenizer(base_model_id, folder)
+    plain.chat_template, plain.eos_token = base.chat_template, base.eos_token
+    plain.pad_token = plain.pad_token or plain.eos_token
+    return plain
+
 # %% ../../nbs/engine/08_adapters.ipynb #merge-run
 def merge_run(run: Run, cfg: Config):
     """Return the run's model with its adapter merged (bfloat16, on the CPU) and its tokenizer.
 
     The base is loaded unquantised, whatever the run was trained on."""
+    tokenizer = own_tokenizer(run.adapter, cfg.base_model_id) or load_tokenizer(cfg.base_model_id)
     model = load_model(cfg.base_model_id, "float32", "cpu")
     check_architecture(model)
     model = cast(merge_adapter(model, run.adapter), torch.bfloat16)
-    return model.requires_grad_(False).eval(), load_tokenizer(cfg.base_model_id)
+    check_architecture(model)  # again: an adapter can add biases
+    return model.requires_grad_(False).eval(), tokenizer
 
 # %% ../../nbs/engine/08_adapters.ipynb #check-architecture
 def check_architecture(model: torch.nn.Module) -> None:

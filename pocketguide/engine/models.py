@@ -217,9 +217,9 @@ def _quantization(kind: str, dtype: torch.dtype):
     )
 
 
-def _from_pretrained(cls, base_model_id: str, **kwargs):
+def _from_pretrained(cls, base_model_id: str, folder: str | Path | None = None, **kwargs):
     "Call `cls.from_pretrained` and turn its many ways to fail into one line."
-    source = base_path(base_model_id)
+    source = str(folder or base_path(base_model_id))
     try:
         with no_progress_bars():
             return cls.from_pretrained(source, trust_remote_code=False, **kwargs)
@@ -232,11 +232,11 @@ def _from_pretrained(cls, base_model_id: str, **kwargs):
         ) from None
 
 # %% ../../nbs/engine/04_models.ipynb #load-tokenizer
-def load_tokenizer(base_model_id: str):
-    """Load the base model's tokenizer; its `eos_token` is the token with which the chat template ends a turn.
+def load_tokenizer(base_model_id: str, folder: str | Path | None = None):
+    """Load the base model's tokenizer, or the one in `folder` for it; its `eos_token` is the token with which the chat template ends a turn.
 
     Raises `UserError` if there is no chat template, or no such token."""
-    tokenizer = _from_pretrained(AutoTokenizer, base_model_id)
+    tokenizer = _from_pretrained(AutoTokenizer, base_model_id, folder)
     if tokenizer.chat_template is None:
         raise _no_chat(base_model_id, "chat template")
     # Read off the template, not off the tokenizer's config: transformers 5.17 takes the GGUF's eos to be <|im_start|>,

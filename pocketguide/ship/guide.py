@@ -22,7 +22,6 @@ from fastcore.basics import patch
 
 from ..contract.grammar import Grammar, has_llguidance
 from ..contract.task import load_schema_task, load_task
-from ..core.config import load_config
 from ..core.errors import UserError, nearest
 from ..core.files import read_json
 from ..core.runs import Run, open_run, published_runs
@@ -207,13 +206,13 @@ class LoadedModel:
 # %% ../../nbs/ship/04_guide.ipynb #load-torch
 def load_torch(run_dir: Path, dtype: str, device: str, max_new_tokens: int, constrained: bool) -> LoadedModel:
     "Load a run's base model with its adapter merged for good, in the batched engine."
-    from pocketguide.engine.adapters import merge_adapter
+    from pocketguide.engine.adapters import merge_adapter, own_tokenizer
     from pocketguide.engine.generate import Engine, end_tokens
     from pocketguide.engine.models import load_model, load_tokenizer
     from pocketguide.train.run_samples import open_evaluable
 
     run, cfg = open_evaluable(run_dir)
-    tokenizer = load_tokenizer(cfg.base_model_id)
+    tokenizer = own_tokenizer(run.adapter, cfg.base_model_id) or load_tokenizer(cfg.base_model_id)
     base = load_model(cfg.base_model_id, dtype, device, cfg.runtime.quantization)
     model = merge_adapter(base, run.adapter)
     max_length = getattr(model.config, "max_position_embeddings", 10**9)
@@ -265,7 +264,7 @@ class Guide:
         self.run = chosen_run(run_dir, gguf)
         self.travel = schema is None
         self.task = load_task() if self.travel else load_schema_task(schema)
-        self.options = self.task.prompt_options(load_config(self.run.path / "config.yaml"))
+        self.options = self.task.prompt_options(self.run.config)
         constrained = has_llguidance() if constrained is None else constrained
         if gguf:
             self.model = load_gguf(gguf, max_new_tokens, constrained)

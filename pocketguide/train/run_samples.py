@@ -12,7 +12,6 @@ import contextlib
 import hashlib
 import json
 import shlex
-import shutil
 import signal
 import sys
 import time
@@ -25,22 +24,22 @@ from tqdm import tqdm
 from ..contract.grammar import Grammar, import_llguidance
 from ..contract.task import Task, compare, failure_row, load_schema_task, load_task
 from ..core.cli import Parser, add_shared, command, positive_int
-from ..core.config import Config, load_config
+from ..core.config import Config, dump_config
 from ..core.errors import UserError
 from pocketguide.core.files import (
     JsonlLog,
     file_hash,
-    folder_hash,
     lock,
     read_json,
     read_jsonl,
     write_json,
     write_jsonl,
+    write_text,
 )
 from ..core.plots import GREY, PALETTE, plot_rates
 from ..core.runs import Run, open_run, versions
 from ..core.stats import markdown_table, rate_text
-from ..engine.adapters import load_adapter, merged
+from ..engine.adapters import adapter_settings, adapter_tensors, check_adapter, merged, own_tokenizer
 from ..engine.completion import Completion
 from ..engine.generate import Engine, end_tokens
 from ..engine.models import base_hash, load_model, load_tokenizer
@@ -224,20 +223,25 @@ def _cost(answers: list[dict], constrained: bool) -> dict:
 def open_evaluable(path: str | Path) -> tuple[Run, Config]:
     "Return a run with an adapter that belongs to its base model, and its config. `UserError` otherwise."
     run = open_run(path, adapter=True)
-    cfg = load_config(run.path / "config.yaml")
-    adapter_config = read_json(run.adapter / "adapter_config.json", "adapter's config")
-    named = adapter_config.get("base_model_name_or_path")
-    if named != cfg.base_model_id:
+    cfg, named = run.config, adapter_settings(run.adapter).get("base_model_name_or_path")
+    adapter_tensors(run.adapter)
+    if named and not _is_same_model(named, cfg.base_model_id):
         raise UserError(
             f"the adapter was trained for the base model {named}, the config names {cfg.base_model_id}",
             run.adapter,
             "evaluate it with the base model that it was trained for",
         )
-    recorded = run.meta.get("base_hash") if (run.path / "meta.json").exists() else None
+    recorded = run.meta.get("base_hash")
     if recorded and recorded != (found := base_hash(cfg.base_model_id)):
         what = "the base weights are not those that the adapter was trained on"
         raise UserError(what, run.path, f"training recorded {recorded[:24]}..., found {found[:24]}...")
     return run, cfg
+
+
+def _is_same_model(named: str, base_model_id: str) -> bool:
+    "Return True for two equal names, and for two paths of one folder."
+    one, other = (Path(str(name)).expanduser() for name in (named, base_model_id))
+    return named == base_model_id or (one.is_dir() and other.is_dir() and one.samefile(other))
 
 # %% ../../nbs/03_batched_eval.ipynb #output-run
 def output_run(run: Run, out: Path | None, make: bool = True) -> Run:
@@ -248,7 +252,8 @@ def output_run(run: Run, out: Path | None, make: bool = True) -> Run:
     if not make:
         return target
     target.path.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(run.path / "config.yaml", target.path / "config.yaml")
+    config = run.path / "config.yaml"
+    write_text(target.path / "config.yaml", config.read_text("utf-8") if config.exists() else dump_config(run.config))
     provenance = {key: value for key, value in run.meta.items() if key != "published"}
     target.update_meta(**provenance, evaluated_from=str(run.path))
     return target
@@ -353,6 +358,7 @@ class _Evaluation:
     ranks: Ranks
     engine: Engine
     base_model: object
+    engines: dict[Path, Engine]  # by run: `engine`, or one with the adapter's own tokenizer
     context: dict  # from `pass_context`
     summary: list[dict]  # one row per model and suite, on rank 0
 
@@ -382,14 +388,34 @@ def _start_evaluation(
         task.check_prompts(questions, options)
     model = load_model(first.base_model_id, settings.dtype, settings.device, first.runtime.quantization)
     tokenizer = load_tokenizer(first.base_model_id)
+    own = {run.path: own_tokenizer(run.adapter, first.base_model_id) for run, _ in runs}
+    for run, _ in runs:
+        check_adapter(model, run.adapter)
+    engine = _make_engine(task, settings, model, tokenizer)
+    engines = {path: _make_engine(task, settings, model, other) if other else engine for path, other in own.items()}
+    context = pass_context(task, model, first, settings)
+    return _Evaluation(task, suites, settings, ranks, engine, model, engines, context, [])
+
+
+def _make_engine(task: Task, settings: EvalSettings, model, tokenizer) -> Engine:
+    "Return an engine as the settings say, with the task's grammar if answers are constrained."
     grammar = None
     if settings.constrained:
         grammar = Grammar(tokenizer, task.schema, model.config.vocab_size, end_tokens(model, tokenizer))
-    for run, _ in runs:
-        load_adapter(model, run.adapter).unload()
-    engine = Engine(model, tokenizer, settings.batch_size, settings.max_new_tokens, grammar=grammar)
-    context = pass_context(task, model, first, settings)
-    return _Evaluation(task, suites, settings, ranks, engine, model, context, [])
+    return Engine(model, tokenizer, settings.batch_size, settings.max_new_tokens, grammar=grammar)
+
+# %% ../../nbs/03_batched_eval.ipynb #tuned
+@contextlib.contextmanager
+def _tuned(work: _Evaluation, run: Run):
+    "Let the engine ask the run's merged model for the time of a block, with the adapter's own tokenizer if it has one."
+    base = work.engine
+    with merged(work.base_model, run.adapter) as model:
+        work.engine = work.engines[run.path]
+        work.engine.model = model
+        try:
+            yield
+        finally:
+            work.engine.model, work.engine = work.base_model, base
 
 # %% ../../nbs/03_batched_eval.ipynb #evaluate
 def evaluate(
@@ -421,10 +447,9 @@ def evaluate(
 def _evaluate_run(work: _Evaluation, run: Run, cfg: Config, target: Run, journal: Path, base: dict) -> None:
     "Let one run answer all suites and write its results beside the base model's answers to the same prompts."
     options = work.task.prompt_options(cfg, work.settings.facts)
-    with merged(work.base_model, run.adapter) as work.engine.model:
-        rows, cost = work.run_pass(journal, run.name, folder_hash(run.adapter), options)
+    with _tuned(work, run):
+        rows, cost = work.run_pass(journal, run.name, run.adapter_hash, options)
         extra = _parity(work, run, rows, options)
-    work.engine.model = work.base_model
     if not work.ranks.first:
         return
     work.task.save_contract(target)
@@ -461,7 +486,7 @@ def _generation(work: _Evaluation, cfg: Config, run: Run, suite: Suite, base_cos
         "base": base_cost,
         "finetuned": cost,
         "base_hash": base_hash(cfg.base_model_id),
-        "adapter_hash": folder_hash(run.adapter),
+        "adapter_hash": run.adapter_hash,
         "suite_hash": file_hash(suite.path),
         "settings": work.task.generation_settings(cfg, settings.facts, settings.constrained),
         "versions": versions(),
