@@ -474,7 +474,7 @@ def check_adapter(model: torch.nn.Module, folder: str | Path) -> float:
 def own_tokenizer(folder: str | Path, base_model_id: str):
     """Return the tokenizer beside an adapter if it writes chats in other tokens than the base model's, else None.
 
-    Says on stderr that it is used. `UserError` if it cannot be read, or has tokens that the base model has no row for."""
+    Says on stderr that it is used. `UserError` if it cannot be read, or if the base model has too few rows for it."""
     folder = Path(folder)
     if not any((folder / name).is_file() for name in ("tokenizer_config.json", "tokenizer.json", "tokenizer.model")):
         return None

@@ -233,8 +233,9 @@ def _from_pretrained(cls, base_model_id: str, folder: str | Path | None = None, 
 
 # %% ../../nbs/engine/04_models.ipynb #load-tokenizer
 def load_tokenizer(base_model_id: str, folder: str | Path | None = None):
-    """Load the base model's tokenizer, or the one in `folder` for it; its `eos_token` is the token with which the chat template ends a turn.
+    """Load the base model's tokenizer; its `eos_token` is the token with which the chat template ends a turn.
 
+    With a `folder`, load the tokenizer in that for the same model.
     Raises `UserError` if there is no chat template, or no such token."""
     tokenizer = _from_pretrained(AutoTokenizer, base_model_id, folder)
     if tokenizer.chat_template is None:
