@@ -429,6 +429,9 @@ def evaluate(
     "Evaluate every run on every suite and write the results. Returns one summary row per model and suite, on rank 0."
     work = _start_evaluation(task, runs, suites, settings, ranks)
     targets = [output_run(run, task.results_root(run, out, settings.constrained), ranks.first) for run, _ in runs]
+    if len({target.path for target in targets}) < len(targets):
+        how = "evaluate them one after the other, or rename a folder"
+        raise UserError("two runs have the same results folder", targets[0].path, how)
     base_journal = targets[0].path / "samples" / ".base.journal.jsonl"
     journals = [target.path / "samples" / ".finetuned.journal.jsonl" for target in targets]
     with contextlib.ExitStack() as locks:
