@@ -427,11 +427,12 @@ def evaluate(
     ranks: Ranks = Ranks(),
 ) -> list[dict]:
     "Evaluate every run on every suite and write the results. Returns one summary row per model and suite, on rank 0."
-    work = _start_evaluation(task, runs, suites, settings, ranks)
-    targets = [output_run(run, task.results_root(run, out, settings.constrained), ranks.first) for run, _ in runs]
-    if len({target.path for target in targets}) < len(targets):
+    roots = [task.results_root(run, out, settings.constrained) for run, _ in runs]
+    if len({output_run(run, root, make=False).path for (run, _), root in zip(runs, roots)}) < len(runs):
         how = "evaluate them one after the other, or rename a folder"
-        raise UserError("two runs have the same results folder", targets[0].path, how)
+        raise UserError("two runs have the same results folder", out or runs[0][0].path, how)
+    work = _start_evaluation(task, runs, suites, settings, ranks)
+    targets = [output_run(run, root, ranks.first) for (run, _), root in zip(runs, roots)]
     base_journal = targets[0].path / "samples" / ".base.journal.jsonl"
     journals = [target.path / "samples" / ".finetuned.journal.jsonl" for target in targets]
     with contextlib.ExitStack() as locks:
