@@ -372,7 +372,7 @@ def read_changes(model: torch.nn.Module, folder: str | Path) -> list[LoraDelta] 
 def _note_untied(model: torch.nn.Module) -> None:
     "Set `tie_word_embeddings` to False in the model's config if the output layer has a weight of its own now."
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
-    if model.config.tie_word_embeddings and head.weight is not embedding.weight:
+    if model.config.tie_word_embeddings and getattr(head, "weight", None) is not embedding.weight:
         model.config.tie_word_embeddings = False
 
 
@@ -521,7 +521,10 @@ def merge_run(run: Run, cfg: Config):
     model = load_model(cfg.base_model_id, "float32", "cpu")
     check_architecture(model)
     model = cast(merge_adapter(model, run.adapter), torch.bfloat16)
-    check_architecture(model)  # again: an adapter can add biases
+    try:
+        check_architecture(model)
+    except UserError as e:  # the base was fine: the adapter has added biases
+        raise UserError(e.what, run.adapter, "train the adapter without lora_bias") from None
     return model.requires_grad_(False).eval(), tokenizer
 
 # %% ../../nbs/engine/08_adapters.ipynb #check-architecture

@@ -90,8 +90,9 @@ def chosen_run(run_dir: str | Path | None = None, gguf: str | Path | None = None
 
     `UserError` if it cannot answer.
     """
-    parents = list(Path(gguf).resolve().parents)[:2] if gguf else []
-    holder = next((p for p in parents if (p / "config.yaml").is_file()), None)
+    parents = list(Path(gguf).resolve().parents)[:3] if gguf else []  # <run_dir>/quantized/<format>/<file>
+    settings = ("config.yaml", "adapter_config.json", "adapter/adapter_config.json")
+    holder = next((p for p in parents if any((p / name).is_file() for name in settings)), None)
     return open_run(run_dir or holder or best_run().path, adapter=not gguf)
 
 # %% ../../nbs/ship/04_guide.ipynb #gguf-file
