@@ -8,6 +8,7 @@ __all__ = ['PACK_BYTES', 'versions', 'git_commit', 'Run', 'unpacked_adapter', 'n
 
 # %% ../../nbs/core/05_runs.ipynb #imports
 import contextlib
+import hashlib
 import importlib.metadata
 import lzma
 import os
@@ -21,7 +22,7 @@ from pathlib import Path
 
 from fastcore.basics import patch
 
-from .config import Config, dump_config
+from .config import Config, dump_config, load_config
 from .errors import UserError
 from .files import cache_dir, file_hash, read_json, write_bytes, write_json, write_text
 
@@ -60,13 +61,15 @@ def git_commit(root: str | Path = ".") -> str | None:
 # %% ../../nbs/core/05_runs.ipynb #run
 @dataclass(frozen=True)
 class Run:
-    "Give access to one run directory. Making the object reads nothing; a property reads its file when it is used."
+    """Give access to one run directory, or to an adapter by itself: a folder with an `adapter/`, or with its files.
+
+    Making the object reads nothing; a property reads its file when it is used."""
 
     path: Path
 
     @property
     def run_id(self) -> str:
-        return self.path.name
+        return Path(os.path.abspath(self.path)).name  # the path may be "."
 
     @property
     def name(self) -> str:
@@ -80,12 +83,13 @@ class Run:
 
     @property
     def meta(self) -> dict:
-        return read_json(self.path / "meta.json", "run's meta.json")
+        "Return what `meta.json` says; empty if there is none, as beside an adapter from elsewhere."
+        path = self.path / "meta.json"
+        return read_json(path, "run's meta.json") if path.exists() else {}
 
     def update_meta(self, **values) -> None:
         "Set keys of `meta.json`."
-        old = self.meta if (self.path / "meta.json").exists() else {}
-        write_json(self.path / "meta.json", {**old, **values})
+        write_json(self.path / "meta.json", {**self.meta, **values})
 
 # %% ../../nbs/core/05_runs.ipynb #run-samples
 @patch
@@ -109,7 +113,9 @@ def suites(self: Run) -> list[str]:
 @patch(as_prop=True)
 def adapter(self: Run) -> Path:
     "Return the folder of the adapter. One that is published packed is unpacked into the cache, once."
-    folder = self.path / "adapter"
+    inner = self.path / "adapter"
+    alone = (self.path / "adapter_config.json").is_file() and not (inner / "adapter_config.json").is_file()
+    folder = self.path if alone else inner
     packed_weights = folder / "adapter_model.safetensors.xz"
     is_packed = packed_weights.exists() and not packed_weights.with_suffix("").exists()
     return unpacked_adapter(packed_weights) if is_packed else folder
@@ -121,13 +127,40 @@ def unpacked_adapter(weights: Path) -> Path:
     if (target / "adapter_model.safetensors").exists():
         return target
     for path in sorted(weights.parent.iterdir()):
-        if path != weights:
+        if path != weights and path.is_file():
             write_bytes(target / path.name, path.read_bytes())
     try:  # the weights come last: a folder that has them is complete
         write_bytes(target / "adapter_model.safetensors", lzma.decompress(weights.read_bytes()))
     except lzma.LZMAError:
         raise UserError("the packed adapter is cut off", weights, "restore it from the repository") from None
     return target
+
+# %% ../../nbs/core/05_runs.ipynb #adapter-hash
+_ADAPTER_FILES = (  # as patterns: what changes answers, and so neither a README nor what evaluation writes beside it
+    "adapter_config.json adapter_model.safetensors *token* vocab.* merges.txt chat_template* spiece.model"
+).split()
+
+
+@patch(as_prop=True)
+def adapter_hash(self: Run) -> str:
+    "Return the SHA-256 (hex) over names and bytes of the adapter's settings, weights and tokenizer, in name order."
+    folder, digest = self.adapter, hashlib.sha256()
+    for path in sorted({p for pattern in _ADAPTER_FILES for p in folder.glob(pattern) if p.is_file()}):
+        digest.update(f"{path.name}\0{file_hash(path)}\n".encode())
+    return digest.hexdigest()
+
+# %% ../../nbs/core/05_runs.ipynb #run-config
+@patch(as_prop=True)
+def config(self: Run) -> Config:
+    "Return the run's config; beside an adapter without one the default, with the base model that the adapter names."
+    path = self.path / "config.yaml"
+    if path.is_file():
+        return load_config(path)
+    base = read_json(self.adapter / "adapter_config.json", "adapter's config").get("base_model_name_or_path")
+    if not isinstance(base, str) or not base:
+        how = f"write 'name: x' and 'base_model_id: <its base model>' into {path}"
+        raise UserError("the adapter does not name its base model", self.adapter, how)
+    return Config(name=re.sub(r"^[^A-Za-z0-9]+|[^\w.-]", "", self.name) or "adapter", base_model_id=base)
 
 # %% ../../nbs/core/05_runs.ipynb #new-run-id
 def new_run_id(name: str, root: str | Path, now: datetime | None = None) -> str:
@@ -153,22 +186,36 @@ def create_run(cfg: Config, root: str | Path = "runs/train") -> Run:
 
 # %% ../../nbs/core/05_runs.ipynb #open-run
 def open_run(path: str | Path, adapter: bool = False) -> Run:
-    "Return an existing run. `UserError` if it is not there, has no config or, if that is asked for, no adapter."
+    """Return an existing run, or the adapter in a folder as one.
+
+    `UserError` if it is not there, has neither config nor adapter or, if that is asked for, no adapter."""
     run = Run(Path(path))
     if not run.path.is_dir():
-        parent = run.path.parent
-        latest = sorted(p.name for p in parent.glob("*-*") if p.is_dir())[-3:] if parent.is_dir() else []
-        how = (
-            f"the latest there: {', '.join(latest)}" if latest else "train one with python3 -m pocketguide.train.train"
-        )
-        raise UserError("there is no such run directory", path, how)
-    if not (run.path / "config.yaml").is_file():
-        how = "name a folder that training made, runs/train/<RUN_ID>"
+        raise UserError("there is no such run directory", path, _latest_runs(run.path.parent))
+    has_config = (run.path / "config.yaml").is_file()
+    if run.run_id == "adapter" and not has_config and (run.path.absolute().parent / "config.yaml").is_file():
+        return open_run(run.path.absolute().parent, adapter)  # its config says how the adapter is asked
+    has_adapter = (run.adapter / "adapter_config.json").is_file()
+    if not has_config and not has_adapter:
+        how = _inner_adapters(run.path) or "name a folder that training made, runs/train/<RUN_ID>, or an adapter's"
         raise UserError("the run directory has no config.yaml", path, how)
-    if adapter and not (run.adapter / "adapter_config.json").is_file():
-        how = "training did not finish there, or only its results are published: train again"
+    if adapter and not has_adapter:
+        how = _inner_adapters(run.path / "adapter")
+        how = how or "training did not finish there, or only its results are published: train again"
         raise UserError("the run directory has no adapter", path, how)
     return run
+
+
+def _latest_runs(parent: Path) -> str:
+    "Return a hint that names the latest runs in a folder, or how to train one."
+    latest = sorted(p.name for p in parent.glob("*-*") if p.is_dir())[-3:] if parent.is_dir() else []
+    return f"the latest there: {', '.join(latest)}" if latest else "train one with python3 -m pocketguide.train.train"
+
+
+def _inner_adapters(folder: Path) -> str:
+    "Return a hint that names the adapters in the folders of `folder`, as PEFT saves several; empty if there are none."
+    inner = sorted(path.parent.name for path in folder.glob("*/adapter_config.json"))
+    return f"name one of the adapters in it: {', '.join(inner[:5])}" if inner else ""
 
 # %% ../../nbs/core/05_runs.ipynb #published-runs
 def published_runs(root: str | Path = "runs/train") -> list[Run]:
