@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from fastcore.basics import patch
+from ..core.rows import require_text, row_id, sft_row
 
 from .grammar import ensure_schema, read_schema
 from .schema import CATEGORIES, Verdict, any_validator, judge, schema_problems, schema_prompt
@@ -212,6 +213,28 @@ def failure_row(row: dict) -> dict:
         "raw_output_len": len(row["raw_text_output"]),
     }
 
+# %% ../../nbs/contract/03_task.ipynb #question-rows
+@patch
+def check_question(self: Task, question: dict, where: str) -> None:
+    "Raise `UserError` at `where` (file:line) if a field that this task reads has the wrong type. Any other field may stand."
+
+
+@patch
+def question_row(self: Task, row: dict, where: str) -> dict:
+    "Return a row of a suite with its `id` as text. `UserError` at `where` for a field of the wrong type."
+    for name in ("id", "prompt"):
+        if row.get(name) in (None, ""):
+            raise UserError(f"a line of the suite has no {name!r}", where, "every line needs 'id', 'prompt'")
+    require_text(row["prompt"], "'prompt'", where)
+    self.check_question(row, where)
+    return {**row, "id": row_id(row, where)}
+
+
+@patch
+def questions(self: Task, path: str | Path) -> list[dict]:
+    "Return the rows of a suite. `UserError` with file and line if it is missing, empty or broken, or repeats an id."
+    return read_jsonl(path, unique="id", kind="suite", convert=self.question_row)
+
 # %% ../../nbs/contract/03_task.ipynb #task-failure-label
 @patch
 def failure_label(self: Task, row: dict) -> str:
@@ -239,8 +262,16 @@ def save_contract(self: Task, run: Run) -> None:
 # %% ../../nbs/contract/03_task.ipynb #task-training
 @patch
 def training_rows(self: Task, path: str | Path, data: DataConfig, limit: int | None = None) -> list[dict]:
-    "Return the first `limit` training rows of a file. `UserError` with file and line for a broken row."
-    return read_jsonl(path, required=("id", "messages", "target"), unique="id", kind="training data")[:limit]
+    "Return the first `limit` training rows of a file, each as `sft_row` does. `UserError` with file and line."
+    return read_jsonl(path, unique="id", kind="training data", convert=self.sft_row)[:limit]
+
+
+@patch
+def sft_row(self: Task, row: dict, where: str) -> dict:
+    "Return a training row whose metadata this task can read. `UserError` at `where` otherwise."
+    row = sft_row(row, where)
+    self.check_question(row.get("metadata", {}), where)
+    return row
 
 
 @patch
