@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import ClassVar
 
 from fastcore.basics import patch
-from ..core.rows import require_text, row_id, sft_row
 
 from .grammar import ensure_schema, read_schema
 from .schema import CATEGORIES, Verdict, any_validator, judge, schema_problems, schema_prompt
 from ..core.config import Config, DataConfig
 from ..core.errors import UserError, nearest
 from ..core.files import read_jsonl, write_json
+from ..core.rows import require_text, row_id, sft_row
 from ..core.runs import Run
 from ..core.stats import paired, wilson
 

@@ -80,12 +80,12 @@ class Suite:
         return self.path.stem
 
 
-def load_suite(path: str | Path) -> Suite:
-    """Load a suite: one object per line with `id` and `prompt`.
+def load_suite(path: str | Path, task: Task | None = None) -> Suite:
+    """Load a suite: one object per line with `id`, `prompt`, and what `task` (None: the default one) reads besides.
 
-    `UserError` if it is missing, empty, broken or repeats an id.
+    `UserError` with file and line if it is missing, empty or broken, repeats an id, or has a field of a wrong type.
     """
-    return Suite(Path(path), read_jsonl(path, required=("id", "prompt"), unique="id", kind="suite"))
+    return Suite(Path(path), (task or load_task()).questions(path))
 
 # %% ../../nbs/03_batched_eval.ipynb #progress
 class _Progress:
@@ -312,6 +312,7 @@ def _generate_alone(engine: Engine, token_ids: list[int]) -> tuple[str, bool]:
         attention_mask=torch.ones_like(ids),
         max_new_tokens=engine.max_new_tokens,
         do_sample=False,
+        eos_token_id=sorted(engine.ends),
         pad_token_id=engine.tokenizer.pad_token_id,
     )
     out = generated[0, len(token_ids) :].tolist()
@@ -530,9 +531,9 @@ def _settings(a: argparse.Namespace) -> EvalSettings:
     )
 
 
-def _load_suites(paths: list[str]) -> list[Suite]:
+def _load_suites(paths: list[str], task: Task) -> list[Suite]:
     "Load the suites. `UserError` if two have the same file name."
-    suites = [load_suite(path) for path in paths]
+    suites = [load_suite(path, task) for path in paths]
     if len({suite.name for suite in suites}) < len(suites):
         what = "two suites have the same file name"
         raise UserError(what, "--prompts", "rename one: results are stored under the suite's name")
@@ -567,8 +568,8 @@ def _again(argv, ranks: Ranks) -> str:
 def main(argv=None):
     "Evaluate base and fine-tuned models on prompt suites."
     a = _parser().parse_args(argv)
-    suites = _load_suites(a.prompts)
     task = load_schema_task(a.schema) if a.schema else load_task()
+    suites = _load_suites(a.prompts, task)
     runs = [open_evaluable(path) for path in a.run_dir]
     for _, cfg in runs:
         task.prompt_options(cfg, a.facts)  # a task without facts refuses --facts on
