@@ -104,7 +104,7 @@ def check_question(self: TravelTask, question: dict, where: str) -> None:
     for name in _TEXTS:
         if not isinstance(question.get(name), str | None):
             what = f"{name!r} is {json_name(question[name])}"
-            raise UserError(what, where, "write it as text, or leave it out; a question has one of it")
+            raise UserError(what, where, "write one text, or leave it out")
     for name in _LISTS:
         values = question.get(name)
         if values is not None and not (isinstance(values, list) and all(isinstance(v, str) for v in values)):
