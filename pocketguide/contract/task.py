@@ -216,7 +216,7 @@ def failure_row(row: dict) -> dict:
 # %% ../../nbs/contract/03_task.ipynb #question-rows
 @patch
 def check_question(self: Task, question: dict, where: str) -> None:
-    "Raise `UserError` at `where` (file:line) if a field that this task reads has the wrong type. Any other field may stand."
+    "Raise `UserError` at `where` (file:line) if a field that this task reads has the wrong type. It may have others."
 
 
 @patch
