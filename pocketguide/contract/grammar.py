@@ -380,11 +380,27 @@ def _tokenizer_json(tokenizer) -> str:
     backend = copy.copy(tokenizer.backend_tokenizer)
     backend.no_padding()
     backend.no_truncation()
-    text = backend.to_str()
-    state = json.loads(text)
+    state = json.loads(backend.to_str())
+    _rename_special(state)
     steps = (state.get("decoder") or {}).get("decoders", [])
     byte_level = [s for s in steps if s["type"] == "ByteLevel"]
-    return json.dumps(state | {"decoder": byte_level[0]}, ensure_ascii=False) if byte_level else text
+    return json.dumps(state | ({"decoder": byte_level[0]} if byte_level else {}), ensure_ascii=False)
+
+
+def _rename_special(state: dict) -> None:
+    """Rename the special tokens in a tokenizer's JSON.
+
+    llguidance tokenizes the text that a schema leaves no choice about; `<|im_end|>` in it must not end the answer."""
+    names = {token["content"]: f"\U0010fffd{token['content']}" for token in state["added_tokens"] if token["special"]}
+    for token in state["added_tokens"]:
+        token["content"] = names.get(token["content"], token["content"])
+    model = state["model"]
+    if isinstance(model["vocab"], dict):
+        model["vocab"] = {names.get(text, text): i for text, i in model["vocab"].items()}
+    else:
+        model["vocab"] = [[names.get(text, text), score] for text, score in model["vocab"]]
+    if "unk_token" in model:
+        model["unk_token"] = names.get(model["unk_token"], model["unk_token"])
 
 
 _PROBE = '{"a":\n\t"b c"}'  # a blank, a line break and a tab: bytes that tokenizers write as other letters

@@ -8,6 +8,7 @@ __all__ = ['LEFTOVER_SECONDS', 'WriteError', 'atomic_path', 'remove_leftovers', 
            'file_hash', 'folder_hash', 'cache_dir', 'trim_cache']
 
 # %% ../../nbs/core/03_files.ipynb #imports
+import codecs
 import contextlib
 import fcntl
 import fnmatch
@@ -16,11 +17,13 @@ import gzip
 import hashlib
 import json
 import lzma
+import math
 import os
 import shutil
 import socket
 import sys
 import time
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
@@ -175,13 +178,17 @@ def _read(path: Path, kind: str) -> str:
     "Return the text of a file that may be packed; `kind` says in errors what the file is to the user."
     path = packed(path)
     try:
-        return _unpacked(path).decode("utf-8")
+        data = _unpacked(path)
     except OSError as e:
         raise UserError(f"cannot read the {kind}", path, (e.strerror or str(e)).lower()) from None
+    except (EOFError, lzma.LZMAError, zlib.error):
+        raise UserError(f"the {kind} is cut off or damaged", path, "restore it from where it came from") from None
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise UserError(f"the {kind} is not UTF-8 text but UTF-16", path, "save it as UTF-8")
+    try:
+        return data.decode("utf-8-sig")  # Excel and Windows editors begin a file with a byte order mark
     except UnicodeDecodeError as e:
-        raise UserError(f"the {kind} is not UTF-8 text", path, f"see byte {e.start}") from None
-    except (EOFError, lzma.LZMAError):
-        raise UserError(f"the {kind} is cut off", path, "restore it from the repository") from None
+        raise UserError(f"the {kind} is not UTF-8 text", path, f"save it as UTF-8; see byte {e.start}") from None
 
 # %% ../../nbs/core/03_files.ipynb #read-json
 def read_json(path: str | Path, kind: str = "file") -> dict:
@@ -201,10 +208,13 @@ def read_jsonl(
     unique: str | None = None,  # a field whose values must differ
     kind: str = "file",  # what the file is to the user: "suite", "training data"
     torn: str = "error",  # "drop": ignore a broken last line without its newline, which a crash left
+    convert: Callable[[dict, str], dict]
+    | None = None,  # for rows that users write: gets a row and file:line, returns it
 ) -> list[dict]:
     """Return the rows of a JSONL file; blank lines are skipped.
 
-    `UserError` with file and line if the file is missing, empty or broken, or if a field is absent or repeated.
+    `UserError` with file and line if the file is missing, empty or broken, or if a field is absent or repeated; with
+    `convert` also for numbers and characters that JSON and UTF-8 do not have.
     """
     rows, first_lines = [], {}
     lines = _read(Path(path), kind).split("\n")
@@ -213,14 +223,16 @@ def read_jsonl(
             continue
         where = f"{path}:{number}"
         try:
-            row = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as e:
+            row = _parse(line, strict=convert is not None)
+        except (ValueError, RecursionError) as e:
             if torn == "drop" and number == len(lines):
                 break
-            reason = getattr(e, "msg", "too deep").lower()
-            raise UserError(
-                f"the {kind} has a line that is not JSON", where, f"fix or remove the line ({reason})"
-            ) from None
+            reason = "too deep" if isinstance(e, RecursionError) else getattr(e, "msg", "").lower() or str(e)[:160]
+            how = f"fix or remove the line ({reason})"
+            raise UserError(f"the {kind} has a line that is not JSON", where, how) from None
+        if not isinstance(row, dict):
+            raise UserError(f"a line of the {kind} is not a JSON object", where, "write one {...} per line")
+        row = convert(row, where) if convert else row
         _check_fields(row, required, kind, where)
         if unique is not None:
             _check_unique(row, unique, first_lines, number, kind, where)
@@ -229,11 +241,29 @@ def read_jsonl(
         raise UserError(f"the {kind} is empty", path, "it needs at least one JSON object per line")
     return rows
 
+# %% ../../nbs/core/03_files.ipynb #parse-line
+def _finite(number: str) -> float:
+    if not math.isfinite(float(number)):
+        raise ValueError(f"{number[:20]} is no number that JSON has")
+    return float(number)
+
+
+def _parse(line: str, strict: bool) -> object:
+    "Parse a line of JSON; with `strict` raise `ValueError` for NaN, infinity, and characters that UTF-8 cannot hold."
+    line = line.removeprefix("\ufeff")  # the mark of a file that was appended to another
+    if not strict:
+        return json.loads(line)
+    value = json.loads(line, parse_constant=_finite, parse_float=_finite)
+    if "\\u" in line:
+        try:
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+        except UnicodeEncodeError:
+            raise ValueError("an escape such as \\ud83d is half a character") from None
+    return value
+
 # %% ../../nbs/core/03_files.ipynb #check-row
-def _check_fields(row: object, required: tuple | Callable, kind: str, where: str) -> None:
-    "Raise `UserError` if a row is no object or a required field is absent or empty."
-    if not isinstance(row, dict):
-        raise UserError(f"a line of the {kind} is not a JSON object", where, "write one {...} per line")
+def _check_fields(row: dict, required: tuple | Callable, kind: str, where: str) -> None:
+    "Raise `UserError` if a required field is absent or empty."
     required = required(row) if callable(required) else required
     for name in required:
         if row.get(name) in (None, ""):

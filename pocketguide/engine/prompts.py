@@ -27,7 +27,7 @@ def build_prompts(
     classifications: list | None = None,  # known ones, one per question; None lets the engine's model classify
     ranks=None,  # `engine.ranks.Ranks`: rank 0 classifies for all, so that every rank builds the same prompts
 ) -> list[BuiltPrompt]:
-    "Return the prompts of `questions`, in order."
+    "Return the prompts of `questions`, in order. `UserError` that names a question whose chat the template refuses."
     if classifications is None:
         first = ranks is None or ranks.first
         classifications = task.classify(engine, questions, options) if first else None
@@ -37,5 +37,6 @@ def build_prompts(
         question["messages"] if "messages" in question else task.messages(question, options, found)
         for question, found in zip(questions, classifications)
     ]
-    encoded = encode_chats(engine.tokenizer, [(messages, None) for messages in chats])
+    names = [f"question {question.get('id', i)}" for i, question in enumerate(questions, 1)]
+    encoded = encode_chats(engine.tokenizer, [(messages, None) for messages in chats], names)
     return [BuiltPrompt(ids, found) for (ids, _), found in zip(encoded, classifications)]
