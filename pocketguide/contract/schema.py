@@ -6,8 +6,8 @@
 __all__ = ['MAX_DEPTH', 'CATEGORIES', 'MAX_PROBLEMS', 'MAX_REFERENCES', 'import_jsonschema', 'outline', 'ParseProblem',
            'parse_strict', 'parse_lenient', 'Problem', 'Verdict', 'repeats', 'type_name', 'json_path', 'shorten',
            'extra_properties', 'explain_error', 'nearest_errors', 'strings', 'text_problem', 'judge', 'in_order',
-           'describe', 'schema_prompt', 'unresolved', 'TooMuchWork', 'any_validator', 'schema_fault', 'schema_problems',
-           'check_schema']
+           'describe', 'schema_prompt', 'unresolved', 'TooMuchWork', 'validator_class', 'any_validator', 'schema_fault',
+           'schema_problems', 'check_schema']
 
 # %% ../../nbs/contract/01_schema.ipynb #imports
 import json
@@ -595,7 +595,7 @@ def _counted(check):
 
 
 @cache
-def _validator_class(draft: int):
+def validator_class(draft: int):
     "Return jsonschema's validator of a draft with the keywords of this module, by which a grammar goes too."
     jsonschema = import_jsonschema()
     names = {3: "Draft3", 4: "Draft4", 6: "Draft6", 7: "Draft7", 2019: "Draft201909", 2020: "Draft202012"}
@@ -619,7 +619,7 @@ def any_validator(schema: dict):
         raise LookupError(ref)
     # Where jsonschema meets "$schema" again, it would go on with its own class.
     root = {key: value for key, value in schema.items() if key != "$schema"}
-    return _validator_class(draft_of(schema))(root, registry=REGISTRY)
+    return validator_class(draft_of(schema))(root, registry=REGISTRY)
 
 # %% ../../nbs/contract/01_schema.ipynb #schema-fault
 def schema_fault(schema: dict, validator) -> tuple[str, str] | None:
