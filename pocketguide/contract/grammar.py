@@ -21,7 +21,15 @@ from pathlib import Path
 from fastcore.basics import patch
 
 from .cases import Cases, Goal, Node, TooManyCases, both, exact, goal_of_name, named
-from .dialect import DRAFT, RegexProblem, draft_of, other_names, read_pattern, schema_path, subschemas
+from pocketguide.contract.dialect import (
+    DRAFT,
+    RegexProblem,
+    draft_of,
+    other_names,
+    read_pattern,
+    schema_path,
+    subschemas,
+)
 from .schema import ParseProblem, any_validator, import_jsonschema, parse_strict, validator_class
 from ..core.cli import Parser, command
 from ..core.errors import UserError, close_match
@@ -38,7 +46,7 @@ ANNOTATIONS = set(
     "discriminator externalDocs xml nullable".split()
 )
 FORMATS = tuple("date-time time date duration email hostname ipv4 ipv6 uuid uri".split())
-MAX_NESTED = 2  # levels of arrays and objects that are written where the schema allows any value
+MAX_NESTED = 3  # levels of arrays and objects that are written where the schema allows any value
 MAX_ITEMS, MAX_LENGTH = 256, 20_000  # what is larger is written up to here
 
 # %% ../../nbs/contract/02_grammar.ipynb #rebuilt
@@ -239,19 +247,26 @@ def string(self: Rules, case: dict) -> Scalar | None:
     if case["unlike"]:
         patterns.append(other_names([*case["unlike"]]))
     formats = [name for name, node in case["formats"] if self._is_known(name, node)]
-    tries = [(patterns, formats), (patterns, []), ([], [])]
-    for patterns, formats in tries[not formats :]:
-        parts = [*({"pattern": p} for p in patterns), *({"format": f} for f in formats)]
-        schema = {"type": "string", **limits} | ({"allOf": parts} if len(parts) > 1 else (parts or [{}])[0])
-        error = _compile_error(schema) if parts or case["min"] > 1000 else ""
-        if not error:
-            return Scalar(schema)
-        if not formats and _fits_nothing(error):
-            return None
-        for name, node in case["formats"] if formats else case["patterns"]:
-            status, keyword = ("passed", "format") if formats else ("rejected", "pattern")
-            self.cases.note(node, keyword, status, f"{error[:120]}; {'it is not checked' if formats else _PATTERN_HINT}")
-    return None
+    schema = _string_schema(limits, patterns, formats)
+    error = _compile_error(schema) if patterns or formats or case["min"] > 1000 else ""
+    if error and formats:  # a format is no assertion for the check, and may contradict the rest
+        for _, node in case["formats"]:
+            self.cases.note(node, "format", "passed", f"{error[:120]}; it is not checked")
+        schema = _string_schema(limits, patterns, [])
+        error = _compile_error(schema)
+    if not error:
+        return Scalar(schema)
+    if _fits_nothing(error):
+        return None
+    for _, node in case["patterns"]:
+        self.cases.note(node, "pattern", "rejected", f"{error[:120]}; {_PATTERN_HINT}")
+    return Scalar({"type": "string", **limits})
+
+
+def _string_schema(limits: dict, patterns: list[str], formats: list[str]) -> dict:
+    "Return the schema of a string with limits of its length, patterns and formats."
+    parts = [*({"pattern": p} for p in patterns), *({"format": f} for f in formats)]
+    return {"type": "string", **limits} | ({"allOf": parts} if len(parts) > 1 else (parts or [{}])[0])
 
 
 _PATTERN_HINT = "write it without look-around, word borders and back-references, and shorter"
@@ -312,7 +327,9 @@ def number(self: Rules, case: dict) -> Scalar | None:
         bounds |= {name: _inside(case[k], up) for k, name in zip((closed, opened), names) if case[k] is not None}
         if not bounds.keys() & set(names):
             bounds[names[0]] = -limit if up else limit
-    low, high = (pick([bounds[n] for n in names if n in bounds]) for pick, names in ((max, _BOUNDS[::2]), (min, _BOUNDS[1::2])))
+    low, high = (
+        pick([bounds[n] for n in names if n in bounds]) for pick, names in ((max, _BOUNDS[::2]), (min, _BOUNDS[1::2]))
+    )
     if low > high or abs(low) > 1e305 or abs(high) > 1e305:
         return None
     schema = {"type": "integer" if case["integer"] else "number", **bounds}
@@ -442,7 +459,11 @@ def other_names(self: Rules, case: dict, taken: list[str]) -> Names | None:
         goal = both(goal, part)
     for demand, _ in case["names"]:
         cases = [c for c in self.cases.of(demand) if c["kind"] == "string"]
-        simple = len(cases) == 1 and cases[0].get("patterns") and cases[0] == {**cases[0], "min": 0, "max": None, "unlike": ()}
+        simple = (
+            len(cases) == 1
+            and cases[0].get("patterns")
+            and cases[0] == {**cases[0], "min": 0, "max": None, "unlike": ()}
+        )
         if not simple or patterns:
             return None
         patterns = [text for text, _ in cases[0]["patterns"]]
@@ -571,7 +592,7 @@ def ensure_schema(schema, where: object = "schema") -> dict:
     validator = validator_class(draft_of(schema))
     try:
         json.dumps(schema)
-        validator.check_schema(schema)
+        validator.check_schema(schema, format_checker=None)  # which would read patterns as Python's dialect
     except import_jsonschema().SchemaError as e:
         raise UserError(f"not a JSON Schema: {e.message[:160]}", f"{where}: {e.json_path}", "fix it") from None
     except RecursionError:
@@ -623,7 +644,9 @@ def _plan(schema: dict, rules: Rules) -> Plan:
             rules.cases.note(empty[0][0], empty[0][1], "rejected", f"no answer fits the schema: {empty[0][2]}")
         rows = keyword_rows(schema, rules.cases)
         if not empty:
-            rows.append(_row("$", next(iter(schema), "type"), "rejected", "no answer fits the schema, or it has no end"))
+            rows.append(
+                _row("$", next(iter(schema), "type"), "rejected", "no answer fits the schema, or it has no end")
+            )
         return Plan(rows, {"type": "null"}, False, empty=True)
     written = _map_schema(schema, _enforced_part) if is_plain(schema) else rules.write()
     if (error := _compile_error(written)) or rules.cases.draft == 3:
@@ -726,7 +749,11 @@ def lint_text(
     "Return what the grammar would do with the schema as text for people."
     rows = lint(schema)
     noted = lambda status: markdown_table(
-        [{"keyword": r["keyword"], "where": r["path"], "why": r["note"]} for r in rows if r["status"] == status and r["note"]]
+        [
+            {"keyword": r["keyword"], "where": r["path"], "why": r["note"]}
+            for r in rows
+            if r["status"] == status and r["note"]
+        ]
     )
     orders = [f"{path}: {', '.join(names)}" for path, names in property_order(schema).items()]
     parts = [
@@ -898,7 +925,9 @@ class UniqueNames:
         for n, token in enumerate(tokens):
             ahead = self.so_far.copy()
             stopped = self.matcher.is_stopped()
-            if not (stopped or ahead.read(self.vocabulary.decode_bytes([token]))) or not self.matcher.try_consume_tokens([token]):
+            if not (
+                stopped or ahead.read(self.vocabulary.decode_bytes([token]))
+            ) or not self.matcher.try_consume_tokens([token]):
                 return n
             self.so_far = self.so_far if stopped else ahead
         return len(tokens)

@@ -20,7 +20,7 @@ from functools import cache, partial
 from itertools import islice
 
 from .cases import Cases, TooManyCases, exact
-from .dialect import DRAFT, RegexProblem, TooSlow, draft_of, pattern_found, read_pattern, subschemas
+from .dialect import RegexProblem, TooSlow, draft_of, pattern_found, read_pattern, subschemas
 
 # %% ../../nbs/contract/01_schema.ipynb #jsonschema-package
 def import_jsonschema():
@@ -447,7 +447,11 @@ def _outline_suffices(schema: object) -> bool:
 # %% ../../nbs/contract/01_schema.ipynb #describe
 def _name(name: str) -> str:
     "Return the name of a property as an outline shows it: quoted if it could be read as a part of the outline."
-    return name if re.fullmatch(r"[^\s,:{}\[\]?|\"]+( [^\s,:{}\[\]?|\"]+)*", name) else json.dumps(name, ensure_ascii=False)
+    return (
+        name
+        if re.fullmatch(r"[^\s,:{}\[\]?|\"]+( [^\s,:{}\[\]?|\"]+)*", name)
+        else json.dumps(name, ensure_ascii=False)
+    )
 
 
 def _values(values: list) -> str:
@@ -480,7 +484,7 @@ def describe(schema: dict) -> str:
 
 # %% ../../nbs/contract/01_schema.ipynb #schema-prompt-text
 def _root_noun(schema: dict) -> str:
-    "Return what the whole answer is: object, array or value. Local references are followed."
+    "Return what the whole answer is: object, array or value. References to definitions are followed."
     seen = []
     while "type" not in schema and isinstance(ref := schema.get("$ref"), str) and ref not in seen:
         seen.append(ref)
@@ -488,10 +492,9 @@ def _root_noun(schema: dict) -> str:
         if not isinstance(target, dict):
             break
         schema = target
-    kinds = {sub.get("type") for sub in schema.get("anyOf", schema.get("oneOf", [schema])) if isinstance(sub, dict)}
-    if kinds == {"object"} or (kinds == {None} and "properties" in schema):
-        return "object"
-    return "array" if kinds == {"array"} else "value"
+    ways = schema.get("anyOf", schema.get("oneOf", [schema]))
+    kinds = [way.get("type", "object" if "properties" in way else None) for way in ways if isinstance(way, dict)]
+    return kinds[0] if kinds and kinds[0] in ("object", "array") and kinds.count(kinds[0]) == len(ways) else "value"
 
 
 def schema_prompt(schema: dict) -> str:
@@ -633,7 +636,10 @@ def schema_fault(schema: dict, validator) -> tuple[str, str] | None:
                 return f"the pattern {shorten(pattern)} cannot be read", str(e)
     try:
         if not Cases(validator, draft_of(schema)).has_end():
-            return "no answer fits the schema, or it has no end", "let its references come to an end, and check its types"
+            return (
+                "no answer fits the schema, or it has no end",
+                "let its references come to an end, and check its types",
+            )
     except TooManyCases:
         pass  # the grammar reports it; judging needs no cases
     return None

@@ -21,10 +21,19 @@ from typing import ClassVar
 from fastcore.basics import patch
 
 from .grammar import ensure_schema, read_schema
-from .schema import CATEGORIES, Verdict, any_validator, judge, schema_problems, schema_prompt
+from pocketguide.contract.schema import (
+    CATEGORIES,
+    Problem,
+    Verdict,
+    any_validator,
+    judge,
+    schema_fault,
+    schema_problems,
+    schema_prompt,
+)
 from ..core.config import Config, DataConfig
 from ..core.errors import UserError, nearest
-from ..core.files import read_jsonl, write_json
+from ..core.files import read_json, read_jsonl, write_json
 from ..core.runs import Run
 from ..core.stats import paired, wilson
 
@@ -159,6 +168,17 @@ def recorded_classification(self: Task, row: dict):
     "Return the classification that a sample row records, or None."
     return None
 
+# %% ../../nbs/contract/03_task.ipynb #judge-safely
+@patch
+def judge_safely(self: Task, text: str, question: dict, finish_reason: str | None = None) -> Verdict:
+    """Judge an answer. If that raises, the answer counts as not valid, with a note: answers that took hours to make are
+    not lost by one of them."""
+    try:
+        return self.judge(text, question, finish_reason)
+    except Exception as e:
+        note = f"it could not be judged: {type(e).__name__}: {str(e)[:160]}"
+        return Verdict("not_judged", problems=(Problem("not_judged", "not_judged", "$", note),))
+
 # %% ../../nbs/contract/03_task.ipynb #sample-row
 @patch
 def sample_row(
@@ -170,7 +190,7 @@ def sample_row(
     latency_ms: float,  # from the start of the row's prefill to its last token
 ) -> dict:
     "Return one line of `*_outputs.jsonl`: the answer and its verdict."
-    verdict = self.judge(text, question, finish_reason)
+    verdict = self.judge_safely(text, question, finish_reason)
     problem = verdict.first
     return {
         "prompt_id": question["id"],
@@ -219,14 +239,19 @@ def failure_label(self: Task, row: dict) -> str:
     return f"{row['category']} {row['json_path']}"
 
 # %% ../../nbs/contract/03_task.ipynb #task-results
+def _way(constrained: bool | str) -> str:
+    "Return the name of the folder for one way of decoding; `best_effort` is constrained too, but promises less."
+    return constrained if isinstance(constrained, str) else "constrained" if constrained else "free"
+
+
 @patch
-def results_root(self: Task, run: Run, out: Path | None, constrained: bool) -> Path | None:
+def results_root(self: Task, run: Run, out: Path | None, constrained: bool | str) -> Path | None:
     "Return the folder for the run directory with the results; None means the run itself."
-    return (out or run.path) / "schemas" / self.name / ("constrained" if constrained else "free")
+    return (out or run.path) / "schemas" / self.name / _way(constrained)
 
 
 @patch
-def generation_settings(self: Task, cfg: Config, facts: str, constrained: bool) -> dict:
+def generation_settings(self: Task, cfg: Config, facts: str, constrained: bool | str) -> dict:
     "Return the settings of an evaluation as `comparison_metrics.json` records them."
     return {"schema": self.name, "constrained": constrained}
 
@@ -269,10 +294,16 @@ class SchemaTask(Task):
         self._schema, self.name = ensure_schema(schema), name
         try:
             self.validator = any_validator(self._schema)
+            self.prompt = schema_prompt(self._schema)
+            fault = schema_fault(self._schema, self.validator)
         except LookupError as error:
             raise UserError(
                 f"the schema refers to {error.args[0]!r}, which is not in it", name, "put what it refers to under $defs"
             ) from None
+        except RecursionError:
+            raise UserError("the schema is nested too deep", name, "give its parts names under $defs") from None
+        if fault:
+            raise UserError(fault[0], name, fault[1])
 
     @property
     def schema(self) -> dict:
@@ -281,15 +312,25 @@ class SchemaTask(Task):
     def judge(self, text: str, question: dict | None = None, finish_reason: str | None = None) -> Verdict:
         "Judge by the schema alone; `question` is not looked at."
         required = self._schema.get("required", ())
-        return judge(text, self._problems, finish_reason, required=required)
+        return judge(text, self._problems, finish_reason, required=required if isinstance(required, list) else ())
 
     def _problems(self, value: object) -> Sequence:
         return schema_problems(value, self.validator)
 
     def messages(self, question: dict, options=(), classification=None) -> list[dict]:
         "Return the schema's outline as system prompt and the question as it is."
-        system = {"role": "system", "content": schema_prompt(self._schema)}
-        return [system, {"role": "user", "content": question["prompt"]}]
+        return [{"role": "system", "content": self.prompt}, {"role": "user", "content": question["prompt"]}]
+
+# %% ../../nbs/contract/03_task.ipynb #schema-results
+@patch
+def results_root(self: SchemaTask, run: Run, out: Path | None, constrained: bool | str) -> Path | None:
+    """Return the folder for the run directory with the results: named after the schema and its hash, since two files may
+    have one name. A folder of the name alone is kept if results by this schema are there from before."""
+    folder, way = (out or run.path) / "schemas", _way(constrained)
+    before = folder / self.name / way / run.run_id / "schema.json"
+    if before.exists() and read_json(before, "schema") == self.schema:
+        return folder / self.name / way
+    return folder / f"{self.name}-{self.schema_hash[:8]}" / way
 
 # %% ../../nbs/contract/03_task.ipynb #schema-task-load
 def load_schema_task(schema: dict | str | Path) -> SchemaTask:

@@ -265,7 +265,7 @@ class EvalSettings:
     check_parity: int = 0  # prompts to answer a second time, alone, by transformers' generate
     quiet: bool = False
     facts: str = "auto"  # facts in the prompts: auto (as the run's config says), on, off
-    constrained: bool = False  # constrain every answer to the task's schema while it is decoded
+    constrained: bool | str = False  # constrain every answer to the task's schema while it is decoded; or "best_effort"
 
 # %% ../../nbs/03_batched_eval.ipynb #write-results
 def write_results(
@@ -339,7 +339,7 @@ def pass_context(task: Task, model, cfg: Config, settings: EvalSettings) -> dict
         "quantization": cfg.runtime.quantization,
         "max_new_tokens": settings.max_new_tokens,
         "schema": task.schema_hash,
-        **({"constrained": True} if settings.constrained else {}),
+        **({"constrained": settings.constrained} if settings.constrained else {}),
     }
 
 # %% ../../nbs/03_batched_eval.ipynb #evaluation
@@ -369,7 +369,7 @@ class _Evaluation:
     def title(self, name: str, options) -> str:
         "Return the name of a model with how it was asked."
         label = self.task.options_label(options)
-        return name + (f" with {label}" if label else "") + (", constrained" if self.settings.constrained else "")
+        return name + (f" with {label}" if label else "") + (", constrained" * bool(self.settings.constrained))
 
 # %% ../../nbs/03_batched_eval.ipynb #start-evaluation
 def _start_evaluation(
@@ -384,7 +384,10 @@ def _start_evaluation(
     tokenizer = load_tokenizer(first.base_model_id)
     grammar = None
     if settings.constrained:
-        grammar = Grammar(tokenizer, task.schema, model.config.vocab_size, end_tokens(model, tokenizer))
+        ends, best_effort = end_tokens(model, tokenizer), settings.constrained == "best_effort"
+        grammar = Grammar(tokenizer, task.schema, model.config.vocab_size, ends, best_effort=best_effort)
+        for row in grammar.unenforced if ranks.first else ():
+            print(f"not enforced, but checked: {row['keyword']} at {row['path']}: {row['note']}", file=sys.stderr)
     for run, _ in runs:
         load_adapter(model, run.adapter).unload()
     engine = Engine(model, tokenizer, settings.batch_size, settings.max_new_tokens, grammar=grammar)
@@ -464,6 +467,7 @@ def _generation(work: _Evaluation, cfg: Config, run: Run, suite: Suite, base_cos
         "adapter_hash": folder_hash(run.adapter),
         "suite_hash": file_hash(suite.path),
         "settings": work.task.generation_settings(cfg, settings.facts, settings.constrained),
+        **({"not_enforced": rows} if engine.grammar and (rows := engine.grammar.unenforced) else {}),
         "versions": versions(),
     }
 
@@ -490,10 +494,11 @@ _HELP = {
     "run_dir": "run directories, runs/train/<RUN_ID>; the base model answers each set of prompts once for all",
     "batch_size": "prompts decoded at a time (by each rank), or auto: as many as fit into memory",
     "facts": "show the destination's offline facts and the constraints in the prompts; auto: as the run was trained",
-    "constrained": "constrain every answer to the schema while it is decoded (needs the extra [constrained]); "
+    "constrained": "constrain every answer to the schema while it is decoded (needs the extra [constrained]), and refuse "
+    "a schema that cannot be enforced; best_effort: name what cannot be enforced, and check it afterwards; "
     "results go below RUN_DIR/constrained, unless --out is given",
     "schema": "ask for this JSON Schema and judge by it, instead of the travel contract; "
-    "results go below RUN_DIR/schemas/NAME, or OUT/schemas/NAME",
+    "results go below RUN_DIR/schemas/NAME-HASH, or OUT/schemas/NAME-HASH",
     "check_parity": "answer N prompts again, one at a time, with transformers' generate, and record how many "
     "answers and verdicts differ",
     "out": "write the results below this folder, in a run directory of the same name, instead of into the runs",
@@ -507,7 +512,9 @@ def _parser() -> Parser:
     add_shared(p, "batch_size", help=_HELP["batch_size"])
     add_shared(p, "max_new_tokens", "dtype", "device")
     p.add_argument("--facts", choices=("auto", "on", "off"), default="auto", help=_HELP["facts"])
-    p.add_argument("--constrained", action="store_true", help=_HELP["constrained"])
+    p.add_argument(
+        "--constrained", nargs="?", const=True, default=False, choices=("best_effort",), help=_HELP["constrained"]
+    )
     p.add_argument("--schema", metavar="FILE", type=Path, help=_HELP["schema"])
     p.add_argument("--check_parity", type=positive_int, metavar="N", default=0, help=_HELP["check_parity"])
     p.add_argument("--out", type=Path, help=_HELP["out"])
