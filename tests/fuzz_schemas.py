@@ -32,7 +32,7 @@ FORMATS = ("date", "email", "uri", "date-time", "regex", "color", "ipv4")
 NUMBERS = (0, 1, -1, 2, 3, 10, 0.5, 0.01, 1e-9, 1e30, -1e300, 2**53, 2**64, 0.1, 7)
 DRAFTS = [f"http://json-schema.org/draft-0{n}/schema#" for n in (3, 4, 6, 7)]
 DRAFTS += [f"https://json-schema.org/draft/{n}/schema" for n in ("2019-09", "2020-12")] + ["https://example.org/own"]
-REFERENCES = ("#", "#/$defs/a", "#/$defs/b", "#/definitions/a", "#/properties/a", "#a", "#/nowhere", "other.json")
+REFERENCES = ("#", "#/$defs/a", "#/$defs/b", "#/$defs/a", "#/$defs/b")
 
 
 def random_value(rng: random.Random, depth: int = 0):
@@ -58,7 +58,7 @@ def keyword_makers(rng: random.Random, sub) -> dict:
     made |= dict.fromkeys("properties $defs definitions dependentSchemas".split(), lambda: named(sub))
     made |= dict.fromkeys("minimum maximum exclusiveMinimum exclusiveMaximum".split(), number)
     made |= dict.fromkeys("minItems maxItems minLength maxLength minProperties maxProperties minContains".split(), count)
-    made |= dict.fromkeys(("default", "examples", "const", "x-note", "_own", "example"), lambda: random_value(rng))
+    made |= dict.fromkeys(("default", "const", "x-note", "_own", "example"), lambda: random_value(rng))
     return made | {
         "type": lambda: rng.choice([rng.choice(TYPES), rng.sample(TYPES, 2)]),
         "enum": lambda: some(lambda: random_value(rng), 5),
@@ -74,8 +74,8 @@ def keyword_makers(rng: random.Random, sub) -> dict:
         "nullable": lambda: True,
         "$ref": lambda: rng.choice(REFERENCES),
         "$recursiveRef": lambda: "#",
-        "$dynamicRef": lambda: "#a",
-        "$id": lambda: rng.choice(("https://example.org/x", "a.json", "#a")),
+        "$dynamicRef": lambda: "#",
+        "$id": lambda: "https://example.org/x",
         "title": lambda: rng.choice(NAMES),
     }
 
@@ -87,10 +87,12 @@ def random_schema(rng: random.Random, depth: int = 0):
     made = keyword_makers(rng, lambda: random_schema(rng, depth + 1))
     often = ["type", "type", "properties", "required", "items", "enum", "anyOf"]
     schema = {key: made[key]() for key in rng.sample([*made, *often], rng.randrange(1, 6))}
-    if rng.random() < 0.02:
+    if rng.random() < 0.01:
         schema[rng.choice([*made])] = random_value(rng)
-    if not depth and rng.random() < 0.4:
-        schema["$schema"] = rng.choice(DRAFTS)
+    if not depth:
+        schema["$defs"] = {name: random_schema(rng, 2) for name in "ab"}
+        schema |= {"$schema": rng.choice(DRAFTS)} if rng.random() < 0.4 else {}
+        schema |= {"$ref": rng.choice(("#/nowhere", "other.json"))} if rng.random() < 0.02 else {}
     return schema
 
 

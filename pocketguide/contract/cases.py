@@ -188,7 +188,6 @@ def of_node(self: Cases, node: Node) -> list[dict]:
     self.count()
     if node in self._active:
         self._cut = True
-        self.note(node, "$ref", "empty", "it leads back to itself without an end")
         return []
     if node not in self._known:
         before, self._cut = self._cut, False
@@ -254,6 +253,8 @@ def reference(self: Cases, node: Node, keyword: str) -> list[dict]:
     except Unresolvable:
         self.note(node, keyword, "rejected", "it leads out of the schema, and nothing is fetched")
         return everything()
+    if any(found.contents is active.contents for active in self._active):
+        self.note(node, keyword, "rejected", "it leads back to itself without an end, which the check cannot follow")
     return self.of_sub(found.contents, Node({}, found.resolver, node.draft))
 
 # %% ../../nbs/contract/01_cases.ipynb #cases-any-of
@@ -310,7 +311,7 @@ def own_number(self: Cases, node: Node, c: dict) -> dict:
         high, below = (None, high) if below is True else (high, None)
     multiple = exact(c["multipleOf"]) if "multipleOf" in c else None
     bounds = {"low": low, "above": above, "high": high, "below": below}
-    return full("number", **bounds, multiple=multiple, nodes=(node,) if multiple else ())
+    return full("number", **bounds, multiple=multiple, nodes=(node,))
 
 # %% ../../nbs/contract/01_cases.ipynb #own-array
 @patch
