@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FIXES', 'REGIONS', 'Facts', 'main_airport', 'main_language', 'currency_label', 'emergency_number', 'emergency_label',
-           'places_text', 'listed_destinations', 'facts_for']
+           'places_text', 'listed_destinations', 'facts_for', 'facts_of', 'facts_inside']
 
 # %% ../../nbs/travel/03_facts.ipynb #imports
 import difflib
@@ -533,3 +533,14 @@ def facts_for(destination: str, country: str | None = None) -> Facts:
     if country and not code:
         raise UnknownDestination(country, "no country of that name is known", _suggest(fold(country[:60])))
     return _resolve(destination, code)
+
+# %% ../../nbs/travel/03_facts.ipynb #facts-of
+def facts_of(place: Place) -> Facts:
+    "Return the facts of one row of the table of places, whatever else has its name."
+    return _build(place.country, place, ())
+
+
+def facts_inside(country: str, name: str) -> Facts:
+    "Return the facts of a country (ISO code) under the `name` of a province or landscape in it."
+    return replace(_build(country, None, ()), name=name, alternates=(), features=())
+
