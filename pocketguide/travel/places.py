@@ -105,8 +105,10 @@ def _country(key: str) -> str | None:
     bare = key.removeprefix("the ")
     if bare in country_keys():
         return country_keys()[bare]
-    is_word = bare in _everyday() or bare in listed_destinations() or is_place_name(bare, CITY_NAME)
-    return None if is_word else territory(bare)
+    if bare in _everyday() or bare in listed_destinations():
+        return None
+    city = any(entry.kind == CITY_NAME and entry.population >= 50_000 for entry in name_entries(bare))
+    return None if city else territory(bare)
 
 
 def _landscape(key: str) -> tuple[str, ...]:
@@ -137,9 +139,16 @@ def _tier(key: str) -> str | None:
         return "big"
     if size:
         return "big" if size >= 100_000 else "city"
+    if other and _is_listed(matches(key)[0]):
+        return "big"
     if len(key) > 3 and provinces(key):
         return "state"
     return "alias" if other >= 50_000 else None
+
+
+def _is_listed(place: Place) -> bool:
+    "Return True if a place is a listed destination, by its first name."
+    return listed_destinations().get(fold(place.name), ("", ""))[1] == place.country
 
 # %% ../../nbs/travel/04_places.ipynb #to
 _TO = set(
@@ -207,8 +216,8 @@ _THING = re.compile(  # after a name: a dish, an animal or another thing that is
     r"\s+(?:nuts?|sandwich(?:es)?|burgers?|bacon|breast|jerky|pigs?|fowl|hats?|plates?|cups?|teacups?|vases?|dolls?|"
     r"sprouts?|peppers?|beans?|sausages?|shorts|terriers?|retrievers?|pupp(?:y|ies)|dogs?|cats?|pon(?:y|ies)|pastry|"
     r"pastries|duck|ham|mustard|pudding|envelopes?|folders?|rolls?|wings|artichokes?|mules?|slings?|steel|syndrome|"
-    r"flu|sauce|cheese|chocolates?|cakes?|cream pie|noodles|perfumes?|bottles?|belly|knife|press|bulldogs?|lace|leather|"
-    r"shepherds?|cow|hens?|clams?|bag|shirts?|shoes|cigars?|rugs?|tea set|figurines?|salt|code|developer|towels?)\b"
+    r"flu|sauce|cheese|chocolates?|cakes?|cream pie|noodles|perfumes?|bottles?|belly|knife|press|bulldogs?|lace|"
+    r"shepherds?|cow|hens?|clams?|shirts?|shoes|cigars?|rugs?|tea set|figurines?|salt|code|developer|towels?)\b"
 )
 _ENDS_PHRASE = re.compile(r"\s*(?:$|[.,;!?)]|\s(?:in|on|with|at|and|for|to|from|into|while|who|that|as|under|is|,)\b)")
 
@@ -329,8 +338,8 @@ def _word_before(words: list[_Word], i: int) -> str:
 # %% ../../nbs/travel/04_places.ipynb #known
 def _is_known(key: str, code: str | None, state: str | None = None) -> bool:
     "Return True if there is such a place in a country and division, by a name that needs no search."
-    if key in landscapes():
-        return code in landscapes()[key] and state is None
+    if state is None and code in landscapes().get(key, ()):
+        return True
     if key in REGIONS:
         return code in (None, REGIONS[key][1])
     if state is None and key in listed_destinations() and listed_destinations()[key][1] == code:
@@ -365,7 +374,7 @@ def _regions(text: str, comma: bool, mode: str, ends: bool) -> list[tuple[str, s
         regions.append((code, None))
     if (len(key) > 3 and key in states()) or key == "dc":
         regions.append(("US", states()[key]))
-    if len(bare) > 3:
+    if len(bare) > 3 and (bare not in _everyday() | _ORDINARY or (mode == "mixed" and text[0].isupper())):
         regions += provinces(bare)
         regions += [(country, None) for country in landscapes().get(bare, ()) if comma]
         regions += [(REGIONS[bare][1], None)] if bare in REGIONS else []
@@ -424,6 +433,8 @@ def _unknown_qualifier(words: list[_Word], j: int, key: str, mode: str) -> int |
     named = [n for n in (3, 2, 1) if j + n <= len(words) and _linked(words, j, n)]
     for n in named:
         name = fold(" ".join(word.text for word in words[j : j + n]))
+        if n == 1 and name in _everyday() | _ORDINARY and not (mode == "mixed" and words[j].text[0].isupper()):
+            return None
         if len(name) > 3 and _is_region_name(name):
             return None if _list_goes_on(words, j + n) else j + n
         if mode != "mixed" and n == 1 and _near_region(name):
@@ -483,16 +494,6 @@ def _can_be_place(key: str, tier: str | None, setting: _Setting) -> bool:
         return raw.split()[-1].replace(".", "").isupper() and (mode != "upper" or key != bare)
     if bare in ("states", "emirates"):
         return key != bare and (mode != "mixed" or raw.split()[-1][0].isupper())  # not an airline
-    if tier == "landscape" and " " in bare:
-        return True
-    if tier == "landscape" and " " in bare:
-        return True
-    if tier == "landscape" and " " in bare:
-        return True
-    if tier == "landscape" and " " in bare:
-        return True
-    if tier == "landscape" and " " in bare:
-        return True
     if all(w in _everyday() for w in bare.split()) and not (" " in bare and tier in ("listed", "country")):
         country = tier == "country" and mode != "upper" and raw[0].isupper()
         return country or _everyday_can_be_place(bare, tier, setting)
@@ -530,7 +531,7 @@ def _longer_before(words: list[_Word], i: int, mode: str) -> bool:
     word, first = words[i - 1].text, fold(words[i - 1].text)
     if first in ("of", "the") and i > 1:
         word = words[i - 2].text
-        return first == "of" and fold(word) in ("isle", "gulf", "bay", "strait", "sea", "lake") and words[i - 1].gap == " "
+        return first == "of" and fold(word) in ("isle", "gulf", "bay", "strait", "sea") and word[0].isupper()
     if mode == "mixed":
         return word[0].isupper() and first in _BEFORE
     return first in _BEFORE_LOWER
@@ -668,15 +669,18 @@ def _region_of(words: list[_Word], j: int, key: str, tier: str | None, mode: str
     return region, not region and not _one_country(key)
 
 
-def _own_country(key: str, tier: str | None) -> tuple[str | None, bool]:
-    "Return the country of a landscape or province, and True if there are several."
+def _own_countries(key: str, tier: str | None) -> set[str]:
+    "Return the countries that a landscape or province is in; empty for anything else, and for a US state."
     if tier == "landscape":
-        codes = set(_landscape(key))
-    elif tier == "state" and key not in states():
-        codes = {country for country, _ in provinces(key)}
-    else:
-        return None, False
-    return (None, True) if len(codes) > 1 else (codes.pop(), False)
+        return set(_landscape(key))
+    return {country for country, _ in provinces(key)} if tier == "state" and key not in states() else set()
+
+
+def _only_words(key: str, raw: str, beside: str, mode: str) -> bool:
+    "Return True if everyday words are before a province, `beside`, by chance: `over Conwy`, `I have none, Lecce`."
+    is_word = all(word in _everyday() or word in _ORDINARY or word in _NO_START for word in key.split())
+    capital = mode == "mixed" and raw[0].isupper()
+    return is_word and not capital and not any(map(_country, (fold(beside), *fold(beside).split())))
 
 # %% ../../nbs/travel/04_places.ipynb #mention-2
 def _mention(text: str, words: list[_Word], i: int, n: int, mode: str) -> _Mention | None:
@@ -686,14 +690,17 @@ def _mention(text: str, words: list[_Word], i: int, n: int, mode: str) -> _Menti
     (key, raw, own), tier, start, end = candidate, _tier(candidate.key), words[i].start, words[i + n - 1].end
     setting = _setting(text, words, i, n, mode, raw)
     region, unclear = (None, False) if own else _region_of(words, i + n, key, tier, mode)
+    if region and _only_words(key, raw, text[start + len(raw) : words[region[2] - 1].end], mode):
+        return None
     if not own and not region and not _can_be_place(key, tier, setting):
         return None
     context = _context(text, setting.before, setting.near, start, start + len(raw))
     if context is None or (context < 0 and tier is None):
         return None
     if not own and not region:
-        own, several = _own_country(key, tier)
-        unclear |= several or _is_unclear(words, i, n, key, raw, tier, mode)
+        codes = _own_countries(key, tier)
+        own = min(codes) if len(codes) == 1 else None
+        unclear |= len(codes) > 1 or _is_unclear(words, i, n, key, raw, tier, mode)
     score = _TIER_SCORE[tier] + context + 0.5 * bool(region)
     if mode != "mixed" and tier not in ("listed", "country", "landscape"):
         score -= 0.5
@@ -708,6 +715,10 @@ def _is_unclear(words: list[_Word], i: int, n: int, key: str, raw: str, tier: st
         return True
     if tier in ("country", "landscape") or (tier == "state" and key in states()):
         return False
+    first, *others = matches(_NICKNAMES.get(key, key))[:20] or [None]
+    if tier in ("city", "big") and first and first.exact and first.population < 50_000 and not _is_listed(first):
+        if any(p.country != first.country and p.population >= 20 * first.population for p in others):
+            return True  # a small city of that name, or a large one of which it is another name
     return _longer_before(words, i, mode) or (_longer_after(words, i + n, key, tier, mode) and not _one_country(key))
 
 # %% ../../nbs/travel/04_places.ipynb #mentions
@@ -848,7 +859,7 @@ def _facts(mention: _Mention, words: str = "") -> Facts:
         return facts_for(countries()[_country(mention.key)]["name"])
     if tier == "state" and mention.key in states() and mention.code in (None, "US"):
         return facts_for("United States")
-    if tier in ("landscape", "state") and mention.code:
+    if mention.code and tier in ("landscape", "state") and mention.code in _own_countries(key, tier):
         name = re.sub(r"^the ", "", re.split(r"[,(]", words or mention.key)[0].strip(), flags=re.I)
         return facts_inside(mention.code, name.title() if name.islower() or name.isupper() else name)
     facts = _place_facts(key, mention.code, mention.state)
