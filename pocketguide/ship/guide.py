@@ -28,7 +28,7 @@ from ..core.files import read_json
 from ..core.runs import Run, open_run, published_runs
 from ..engine.prompts import BuiltPrompt, build_prompts
 from ..travel.contract import PAYLOAD_TYPES, contract_schema
-from ..travel.prompts import Classification, contract_prompt, payload_type_prompt, topic_prompt
+from ..travel.prompts import Classification, contract_prompt, payload_type_prompt, question_facts, topic_prompt
 
 # %% ../../nbs/ship/04_guide.ipynb #check-question
 MAX_CHARACTERS = 2000  # of a question; those that the model was trained on have at most a quarter of that
@@ -138,6 +138,7 @@ class Answer:
         default_factory=dict
     )  # of each payload type; empty if the model was not asked
     topic: str = ""  # what the question is about, in the model's words; empty if it was not asked
+    place: str | None = None  # of which facts were shown; empty if none was recognised, None if none was looked for
     problem: str = ""  # why it is not valid; empty if it is
     remark: str = ""  # what makes no sense in a valid answer
 
@@ -151,6 +152,14 @@ def doubt(self: Answer) -> str:
     other = max((t for t in self.probabilities if t != self.payload_type), key=self.probabilities.get)
     read_as = f"the question was read as one for the payload type {self.payload_type} ({100 * sure:.0f} % sure"
     return f"{read_as}; {other} {100 * self.probabilities[other]:.0f} %); --payload_type {other} forces another"
+
+
+@patch(as_prop=True)
+def unplaced(self: Answer) -> str:
+    "Return a note for a user whose place was not recognised; empty if it was, or if none was looked for."
+    if self.place != "":
+        return ""
+    return "no place was recognised in the question: the answer has no local facts and no emergency number"
 
 
 @patch(as_prop=True)
@@ -353,11 +362,21 @@ def ask(
         completion.num_tokens,
         (heard.first or done) - started,
         done - started,
+        place=self.place_of(question),
         **_recognised(found),
     )
     return self._validated(payload_type)
 
 # %% ../../nbs/ship/04_guide.ipynb #guide-ask-parts
+@patch
+def place_of(self: Guide, question: str) -> str | None:
+    "Return the place of which a question's prompt shows facts; empty if none was recognised, None if none is shown."
+    if not (self.travel and self.options.facts):
+        return None
+    facts = question_facts(self.clean(question))
+    return facts.name if facts else ""
+
+
 @patch
 def _check_length(self: Guide, prompt: BuiltPrompt) -> None:
     "Raise `UserError` if prompt and answer do not fit into the model's context."

@@ -568,7 +568,7 @@ _PREFERRED = dict(  # name -> country that is meant
     for pair in (
         "valencia:ES|naples:IT|bruges:BE|geneva:CH|cologne:DE|seville:ES|calcutta:IN|hanover:DE|frankfort:DE|canton:CN|"
         "odessa:UA|halle:DE|pekin:CN|rhodes:GR|corfu:GR|santa fe:US|queenstown:NZ|victoria:CA|durango:MX|freeport:BS|"
-        "santa cruz:BO|toledo:ES|newcastle:GB|orleans:FR|gloucester:GB|salamanca:ES|worcester:GB"
+        "santa cruz:BO|toledo:ES"
     ).split("|")
 )
 

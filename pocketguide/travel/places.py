@@ -68,11 +68,11 @@ _NICKNAMES = dict(
     for pair in (
         "vegas:las vegas|nyc:new york city|rio:rio de janeiro|philly:philadelphia|cdmx:mexico city|joburg:johannesburg|"
         "frisco:san francisco|nola:new orleans|saint pete:saint petersburg|washington dc:washington|bkk:bangkok|"
-        "hcmc:ho chi minh city|saigon:ho chi minh city|big apple:new york city|barca:barcelona|newcastle:newcastle upon tyne"
+        "hcmc:ho chi minh city|saigon:ho chi minh city|big apple:new york city|barca:barcelona|newcastle:newcastle upon tyne|halong:ha long"
     ).split("|")
 )
 # Cities whose name means, to most travellers, a place elsewhere: no place, unless more is said
-_CONTESTED = set("ontario canton odessa".split())
+_CONTESTED = set("ontario canton odessa kent suffolk surrey norfolk orleans gloucester worcester salamanca".split())
 # Words with a capital that say nothing of the place before them
 _ORDINARY = set(
     "i we my our you your he she they it im ive id please thanks thank what how where when which who why can could should "
@@ -219,12 +219,19 @@ _THING = re.compile(  # after a name: a dish, an animal or another thing that is
     r"flu|sauce|cheese|chocolates?|cakes?|cream pie|noodles|perfumes?|bottles?|belly|knife|press|bulldogs?|lace|"
     r"shepherds?|cow|hens?|clams?|shirts?|shoes|cigars?|rugs?|tea set|figurines?|salt|code|developer|towels?)\b"
 )
+_CARRIED = re.compile(
+    r"\s+(?:con carne|(?:in|into) (?:my |the |our )?(?:hand|carry|cabin|checked|hold|luggage|bag|baggage|suitcase|backpack))\b"
+)
+_HANDLED = re.compile(
+    r"\b(?:bring|bringing|pack|packing|carry|carrying|eat|eating|drink|drinking|wear|wearing|cook|allergic to|bottle of) "
+    r"(?:some |any |my |a |the )?$"
+)
 _ENDS_PHRASE = re.compile(r"\s*(?:$|[.,;!?)]|\s(?:in|on|with|at|and|for|to|from|into|while|who|that|as|under|is|,)\b)")
 
 
 def _is_thing(name: str, before: str, after: str) -> bool:
     "Return True if a name in its place means a dish, an animal or a thing: `brazil nuts`, `a chihuahua in the cabin`."
-    if _THING.match(after):
+    if _THING.match(after) or (name.islower() and (_CARRIED.match(after) or _HANDLED.search(before))):
         return True
     article = name.islower() and re.search(r"\b(?:an?|my|our|his|her|their|two|pet|bottle of) $", before)
     return bool(article and _ENDS_PHRASE.match(after))
@@ -234,7 +241,10 @@ def _is_person(name: str, before: str, after: str) -> bool:
     "Return True if a name that is also a first name means a person: `Florence and I`, `with Jordan`."
     if _PERSON.search(before):
         return True
-    return fold(name) in _FIRST_NAMES and bool(_COMPANION.search(before) or _SOMEONE.match(after))
+    if fold(name) not in _FIRST_NAMES:
+        return False
+    pair = before.endswith(" and ") and re.match(r" (?:are|want|will|need|would|love|like|have)\b", after)
+    return bool(pair or _COMPANION.search(before) or _SOMEONE.match(after))
 
 # %% ../../nbs/travel/04_places.ipynb #context
 def _context(text: str, before: str, near: str, start: int, end: int) -> float | None:
@@ -340,11 +350,11 @@ def _is_known(key: str, code: str | None, state: str | None = None) -> bool:
     "Return True if there is such a place in a country and division, by a name that needs no search."
     if state is None and code in landscapes().get(key, ()):
         return True
-    if key in REGIONS:
-        return code in (None, REGIONS[key][1])
+    if key in REGIONS and code in (None, REGIONS[key][1]):
+        return True
     if state is None and key in listed_destinations() and listed_destinations()[key][1] == code:
         return True
-    if state is None and any(country == code for country, _ in provinces(key)):
+    if state is None and (any(country == code for country, _ in provinces(key)) or (code == "US" and key in states())):
         return True
     entries = [*name_entries(key), *(name_entries(_NICKNAMES[key]) if key in _NICKNAMES else ())]
     return any(entry.country == code and state in (None, entry.admin) for entry in entries)
@@ -395,7 +405,7 @@ def _region_after(words: list[_Word], j: int, key: str, mode: str) -> tuple[str 
     comma, i = bool(words[j].gap.strip()), j
     while i < min(j + 3, len(words) - 1) and words[i].text.lower() in _BETWEEN:
         i += 1  # Valencia in Venezuela, Cork in County Cork
-    for n in (4, 3, 2, 1):
+    for n in (6, 5, 4, 3, 2, 1):
         if i + n > len(words) or not _linked(words, i, n):
             continue
         ends = i + n == len(words) or not words[i + n].gap.isspace()
@@ -480,6 +490,8 @@ def _everyday_can_be_place(bare: str, tier: str | None, setting: _Setting) -> bo
         return setting.caps and setting.near in _PLACE_WORDS and tier is not None and bare not in _NEVER
     if tier not in ("listed", "country", "landscape", "big"):
         return False
+    if tier == "big" and not is_place_name(bare, CITY_NAME):
+        return False  # in cars: Kars
     placed = setting.near in _PLACE_WORDS - {"to", "at", "visit"}
     return placed or bool(_STAY.search(setting.before) or _GOING.search(setting.before))
 
@@ -494,7 +506,10 @@ def _can_be_place(key: str, tier: str | None, setting: _Setting) -> bool:
         return raw.split()[-1].replace(".", "").isupper() and (mode != "upper" or key != bare)
     if bare in ("states", "emirates"):
         return key != bare and (mode != "mixed" or raw.split()[-1][0].isupper())  # not an airline
-    if all(w in _everyday() for w in bare.split()) and not (" " in bare and tier in ("listed", "country")):
+    if tier == "landscape" and " " in bare:
+        return True
+    accents = caps and not raw.isascii()
+    if not accents and all(w in _everyday() for w in bare.split()) and not (" " in bare and tier in ("listed", "country")):
         country = tier == "country" and mode != "upper" and raw[0].isupper()
         return country or _everyday_can_be_place(bare, tier, setting)
     if tier in ("listed", "country", "landscape") or (tier and not is_latin(key)):
@@ -658,7 +673,7 @@ def _candidate(text: str, words: list[_Word], i: int, n: int, mode: str) -> _Can
 # %% ../../nbs/travel/04_places.ipynb #mention
 def _region_of(words: list[_Word], j: int, key: str, tier: str | None, mode: str) -> tuple[tuple | None, bool]:
     "Return what `_region_after` does for the name before word `j`, and True if something beside it is not understood."
-    if tier == "country" and not is_place_name(key, CITY_NAME):
+    if tier == "country" and key not in states() and not is_place_name(key, CITY_NAME):
         return None, False
     if region := _region_after(words, j, key, mode):
         return region, False
@@ -711,7 +726,7 @@ def _mention(text: str, words: list[_Word], i: int, n: int, mode: str) -> _Menti
 
 def _is_unclear(words: list[_Word], i: int, n: int, key: str, raw: str, tier: str | None, mode: str) -> bool:
     "Return True if a name without a region beside it is part of a longer one, or means different places to different people."
-    if key in _CONTESTED and (raw[0].isupper() or key == "ontario"):
+    if key in _CONTESTED and (raw[0].isupper() or key not in ("canton", "odessa")):
         return True
     if tier in ("country", "landscape") or (tier == "state" and key in states()):
         return False
@@ -834,8 +849,8 @@ def _misspelt(text: str, words: list[_Word], mode: str, found: list[_Mention]) -
 # %% ../../nbs/travel/04_places.ipynb #facts
 def _place_facts(key: str, code: str | None, state: str | None) -> Facts:
     "Return the facts of the city or country that `key` means here, its namesakes in `.ambiguous`."
-    if state:
-        return facts_of(matches(key, code, state)[0])
+    if state and (found := matches(key, code, state)):
+        return facts_of(found[0])
     if code:
         return facts_for(key, code)
     likeliest = facts_for(key)
@@ -857,14 +872,26 @@ def _facts(mention: _Mention, words: str = "") -> Facts:
         key = _NICKNAMES.get(key, key)
     if mention.whole and mention.key.removeprefix("the ") not in country_keys():
         return facts_for(countries()[_country(mention.key)]["name"])
-    if tier == "state" and mention.key in states() and mention.code in (None, "US"):
+    if mention.key in states() and (tier == "state" and not mention.code or _is_state(mention, tier)):
         return facts_for("United States")
     if mention.code and tier in ("landscape", "state") and mention.code in _own_countries(key, tier):
-        name = re.sub(r"^the ", "", re.split(r"[,(]", words or mention.key)[0].strip(), flags=re.I)
-        return facts_inside(mention.code, name.title() if name.islower() or name.isupper() else name)
+        return facts_inside(mention.code, _name_in(words or mention.key))
+    if mention.code and not matches(key, mention.code):
+        return facts_inside(mention.code, _name_in(words or mention.key))
     facts = _place_facts(key, mention.code, mention.state)
     written = None if mention.code or words.isascii() or facts.name == words else _as_written(key, words)
     return facts_of(written) if written and facts.population < 20 * written.population else facts
+
+
+def _name_in(words: str) -> str:
+    "Return the name of a landscape or province in what was typed: `Isle of Skye` for `the isle of skye, scotland`."
+    name = re.sub(r"^the ", "", re.split(r"[,(]", words)[0].strip(), flags=re.I)
+    return name if not (name.islower() or name.isupper()) else re.sub(r"\b(Of|The|De|Du)\b", lambda m: m[0].lower(), name.title())
+
+
+def _is_state(mention: _Mention, tier: str | None) -> bool:
+    "Return True if a mention is a US state, with its country named beside it: `Georgia, USA`."
+    return mention.code == "US" and not mention.state and tier in ("state", "country")
 
 
 def _as_written(key: str, words: str) -> Place | None:

@@ -20,6 +20,7 @@ from ..core.errors import UserError
 from ..core.files import read_jsonl
 from ..core.runs import Run
 from .contract import check, contract_schema, load_schema, schema_hash
+from .gazetteer import tables_version
 from pocketguide.travel.prompts import (
     Classification,
     PromptOptions,
@@ -155,6 +156,7 @@ def generation_settings(self: TravelTask, cfg: Config, facts: str, constrained: 
         "form_line": options.payload_type,
         "subject_line": options.topic,
         "constrained": constrained,
+        **({"tables": tables_version()} if options.facts else {}),  # runs without were made with places 1
     }
 
 
