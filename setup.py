@@ -21,7 +21,9 @@ setup(
     license="Apache-2.0",
     url=cfg["git_url"],
     packages=find_packages(include=["pocketguide", "pocketguide.*"]),
-    package_data={"pocketguide.travel": ["schemas/*.json", "places.json", "words.txt", "rules/*.yaml", "rules/*.tsv"]},
+    package_data={
+        "pocketguide.travel": ["schemas/*.json", "places.json", "*.txt", "*.tsv.xz", "rules/*.yaml", "rules/*.tsv"]
+    },
     python_requires=">=" + cfg["min_python"],
     install_requires=cfg["requirements"].split(),
     extras_require={name: cfg[f"{name}_requirements"].split() for name in ("dev", "constrained", "gguf")},

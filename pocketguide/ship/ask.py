@@ -113,7 +113,8 @@ def _answer_question(
         print(f"{unfinished}no valid answer: {reason}; {how}", file=sys.stderr)
         return False
     finally:
-        notes = (guide.last.doubt, guide.last.general, guide.last.remark) if guide.last else ()
+        last = guide.last
+        notes = (last.unplaced, last.doubt, last.general, last.remark) if last else ()
         for note in filter(None, notes):
             print(f"note: {note}", file=sys.stderr)
     return True
