@@ -626,19 +626,26 @@ def make_plan(schema: dict) -> Plan:
     "Return what a grammar makes of a schema. `UserError` if it is none, or leads out of itself."
     ensure_schema(schema)
     try:
-        rules = Rules(Cases(any_validator(schema), draft_of(schema)))
-        return _plan(schema, rules)
+        cases = Cases(any_validator(schema), draft_of(schema))
     except LookupError as e:
         raise UserError(
             f"the schema refers to {e.args[0]!r}, which is not in it", "$", "put what it refers to under $defs"
         ) from None
-    except (TooManyCases, RecursionError) as e:
-        why = str(e) if isinstance(e, TooManyCases) else "it is nested too deep"
-        return _loose_plan(schema, rules, f"{why}; write fewer alternatives")
+    rules = Rules(cases)
+    try:
+        return _plan(schema, rules)
+    except TooManyCases as e:
+        why = str(e)
+    except RecursionError:
+        why = "it is nested too deep"
+    except Exception as e:  # a part that no meta-schema looks at, such as the target of a reference into "x-own"
+        why = f"a part of it cannot be read: {type(e).__name__}: {str(e)[:100]}"
+    return _loose_plan(schema, rules, f"{why}; write fewer and simpler alternatives")
 
 # %% ../../nbs/contract/02_grammar.ipynb #plan-parts
 def _plan(schema: dict, rules: Rules) -> Plan:
     "Return the plan of rules that are not too many."
+    rules.cases.note_loops()
     rules.make()
     if rules.cases.root not in rules.ends and rules.cases.root:
         notes = rules.cases.notes

@@ -324,8 +324,10 @@ class SchemaTask(Task):
 # %% ../../nbs/contract/03_task.ipynb #schema-results
 @patch
 def results_root(self: SchemaTask, run: Run, out: Path | None, constrained: bool | str) -> Path | None:
-    """Return the folder for the run directory with the results: named after the schema and its hash, since two files may
-    have one name. A folder of the name alone is kept if results by this schema are there from before."""
+    """Return the folder for the run directory with the results, named after the schema and its hash.
+
+    Two files may have one name. A folder of the name alone is kept if results by this schema are there from before.
+    """
     folder, way = (out or run.path) / "schemas", _way(constrained)
     before = folder / self.name / way / run.run_id / "schema.json"
     if before.exists() and read_json(before, "schema") == self.schema:

@@ -494,8 +494,8 @@ _HELP = {
     "run_dir": "run directories, runs/train/<RUN_ID>; the base model answers each set of prompts once for all",
     "batch_size": "prompts decoded at a time (by each rank), or auto: as many as fit into memory",
     "facts": "show the destination's offline facts and the constraints in the prompts; auto: as the run was trained",
-    "constrained": "constrain every answer to the schema while it is decoded (needs the extra [constrained]), and refuse "
-    "a schema that cannot be enforced; best_effort: name what cannot be enforced, and check it afterwards; "
+    "constrained": "constrain every answer to the schema while it is decoded (needs the extra [constrained]), and "
+    "refuse a schema that cannot be enforced; best_effort: name what cannot be enforced, and check it afterwards; "
     "results go below RUN_DIR/constrained, unless --out is given",
     "schema": "ask for this JSON Schema and judge by it, instead of the travel contract; "
     "results go below RUN_DIR/schemas/NAME-HASH, or OUT/schemas/NAME-HASH",
