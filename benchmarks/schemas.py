@@ -2,9 +2,9 @@
 
     python benchmarks/schemas.py FOLDER [--walks 3] [--seed 0] [--out FILE.json]
 
-FOLDER holds `*.json` (one schema each) or `*.jsonl` (rows with `schema`, and `id` if they have one). With --walks that many
-random answers are written under each grammar; those under the plain promise must fit the schema, by this project's check and
-by jsonschema's own validator of the schema's draft (with decimals compared exactly, and if it can read the patterns).
+FOLDER holds `*.json` (one schema each) or `*.jsonl` (rows with `schema`, and `id` if they have one). With --walks that
+many random answers are written under each grammar; those under the plain promise must fit the schema, by this project's
+check and by jsonschema's own validator of the draft (with decimals compared exactly, and if it can read the patterns).
 """
 
 import argparse

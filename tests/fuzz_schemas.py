@@ -2,8 +2,8 @@
 
     python tests/fuzz_schemas.py [--schemas 200] [--texts 2000] [--seed 0]
 
-A schema may be refused in one line. What is written under a grammar that enforces all of it must fit it. The slowest of both kinds
-are printed.
+A schema may be refused in one line. What is written under a grammar that enforces all of it must fit it. The slowest of
+both kinds are printed.
 """
 
 import argparse
@@ -25,9 +25,38 @@ from pocketguide.engine.models import load_tokenizer
 from pocketguide.engine.testing import make_tiny_base
 from pocketguide.travel.contract import check
 
-NAMES = ("a", "b", "traveller's name", 'say "x"', "naïve", "", "x,y", "$ref", "type", "a/b", "~", "k\n", "ключ", "\u2028")
+NAMES = (
+    "a",
+    "b",
+    "traveller's name",
+    'say "x"',
+    "naïve",
+    "",
+    "x,y",
+    "$ref",
+    "type",
+    "a/b",
+    "~",
+    "k\n",
+    "ключ",
+    "\u2028",
+)
 TYPES = ("null", "boolean", "string", "number", "integer", "array", "object")
-PATTERNS = ("^a+$", "x", r"^\p{L}+$", r"\d{3}", "^(?!n)", r"a\b", "(a|b)*", "^[^]$", "(?i)a", "^$", r"\u{1F600}", "[a-", "^a|b$")
+PATTERNS = (
+    "^a+$",
+    "x",
+    r"^\p{L}+$",
+    r"\d{3}",
+    "^(?!n)",
+    r"a\b",
+    "(a|b)*",
+    "^[^]$",
+    "(?i)a",
+    "^$",
+    r"\u{1F600}",
+    "[a-",
+    "^a|b$",
+)
 FORMATS = ("date", "email", "uri", "date-time", "regex", "color", "ipv4")
 NUMBERS = (0, 1, -1, 2, 3, 10, 0.5, 0.01, 1e-9, 1e30, -1e300, 2**53, 2**64, 0.1, 7)
 DRAFTS = [f"http://json-schema.org/draft-0{n}/schema#" for n in (3, 4, 6, 7)]
@@ -57,7 +86,9 @@ def keyword_makers(rng: random.Random, sub) -> dict:
     made |= dict.fromkeys("anyOf oneOf allOf prefixItems".split(), lambda: some(sub))
     made |= dict.fromkeys("properties $defs definitions dependentSchemas".split(), lambda: named(sub))
     made |= dict.fromkeys("minimum maximum exclusiveMinimum exclusiveMaximum".split(), number)
-    made |= dict.fromkeys("minItems maxItems minLength maxLength minProperties maxProperties minContains".split(), count)
+    made |= dict.fromkeys(
+        "minItems maxItems minLength maxLength minProperties maxProperties minContains".split(), count
+    )
     made |= dict.fromkeys(("default", "const", "x-note", "_own", "example"), lambda: random_value(rng))
     return made | {
         "type": lambda: rng.choice([rng.choice(TYPES), rng.sample(TYPES, 2)]),
@@ -138,7 +169,20 @@ def try_schema(schema, tokenizer, rng: random.Random) -> str:
 def random_text(rng: random.Random) -> str:
     "Return a random text: JSON, torn or altered JSON, deep nesting, numbers and letters at their limits."
     text = json.dumps(random_value(rng), ensure_ascii=rng.random() < 0.5)
-    odd = ("\\ud800", "\x00", "NaN", "1e999", '"a":1,"a":2', "\ud800", "9" * 5000, "\ufeff", "```json\n", "{", "]", '\\"')
+    odd = (
+        "\\ud800",
+        "\x00",
+        "NaN",
+        "1e999",
+        '"a":1,"a":2',
+        "\ud800",
+        "9" * 5000,
+        "\ufeff",
+        "```json\n",
+        "{",
+        "]",
+        '\\"',
+    )
     kind = rng.randrange(6)
     if kind == 0:
         return rng.choice("[{") * rng.choice((10, 64, 65, 3000, 100_000)) + rng.choice(("", "]" * 64))
@@ -149,7 +193,11 @@ def random_text(rng: random.Random) -> str:
         return text[:at] + rng.choice(odd) + text[at:]
     if kind == 3:
         return "".join(rng.choice(odd + ("a", " ", ",", ":", "\n")) for _ in range(rng.randrange(12)))
-    return rng.choice(("Sure! ", "", "\n")) + text + rng.choice(("", " x", "```")) if kind == 4 else text * rng.choice((1, 2))
+    return (
+        rng.choice(("Sure! ", "", "\n")) + text + rng.choice(("", " x", "```"))
+        if kind == 4
+        else text * rng.choice((1, 2))
+    )
 
 
 def main() -> int:

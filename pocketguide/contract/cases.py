@@ -14,7 +14,7 @@ from fractions import Fraction
 
 from fastcore.basics import patch
 
-from .dialect import RegexProblem, TooSlow, draft_of, pattern_found
+from .dialect import RegexProblem, TooSlow, children, draft_of, pattern_found
 
 # %% ../../nbs/contract/01_cases.ipynb #node
 @dataclass(eq=False)
@@ -224,7 +224,7 @@ def read(self: Cases, node: Node) -> list[dict]:
             self.note(node, "enum" if "enum" in c else "const", "empty", "none of its values fits the rest")
         return found
     found = self.own_cases(node, c)
-    for keyword in ("$ref", "$dynamicRef", "$recursiveRef"):
+    for keyword in _REFERENCES:
         if keyword in c:
             found = self.product(found, self.reference(node, keyword))
     for sub in c.get("allOf", ()):
@@ -239,23 +239,72 @@ def read(self: Cases, node: Node) -> list[dict]:
     return self.fitting(found, (node,))
 
 # %% ../../nbs/contract/01_cases.ipynb #cases-reference
+_REFERENCES = ("$ref", "$dynamicRef", "$recursiveRef")
+
+
 @patch
-def reference(self: Cases, node: Node, keyword: str) -> list[dict]:
-    "Return the cases of what a reference leads to."
+def target(self: Cases, node: Node, keyword: str):
+    "Return what a reference leads to, with its resolver; None if it leads out of the schema."
     from referencing.exceptions import Unresolvable
     from referencing.jsonschema import lookup_recursive_ref
 
     try:
         if keyword == "$recursiveRef":
-            found = lookup_recursive_ref(node.resolver)
-        else:
-            found = node.resolver.lookup(node.contents[keyword])
+            return lookup_recursive_ref(node.resolver)
+        return node.resolver.lookup(node.contents[keyword])
     except Unresolvable:
         self.note(node, keyword, "rejected", "it leads out of the schema, and nothing is fetched")
-        return everything()
-    if any(found.contents is active.contents for active in self._active):
-        self.note(node, keyword, "rejected", "it leads back to itself without an end, which the check cannot follow")
-    return self.of_sub(found.contents, Node({}, found.resolver, node.draft))
+        return None
+
+
+@patch
+def reference(self: Cases, node: Node, keyword: str) -> list[dict]:
+    "Return the cases of what a reference leads to."
+    found = self.target(node, keyword)
+    return everything() if found is None else self.of_sub(found.contents, Node({}, found.resolver, node.draft))
+
+# %% ../../nbs/contract/01_cases.ipynb #loops
+_SAME_VALUE = {"allOf", "anyOf", "oneOf", "not", "if", "then", "else", "dependentSchemas", "dependencies"}
+
+
+@patch
+def next_nodes(self: Cases, node: Node) -> list[tuple[str, Node, bool]]:
+    "Return (keyword, node, whether it speaks of the same value) for all that a node leads to."
+    c, found = node.contents, []
+    for keyword in _REFERENCES:
+        if keyword in c and keyword in self.keywords and (target := self.target(node, keyword)) is not None:
+            if isinstance(target.contents, dict):
+                found.append((keyword, self.node(target.contents, Node({}, target.resolver, node.draft)), True))
+    if node.draft <= 7 and "$ref" in c:
+        return found
+    inside = [(steps[0], sub) for steps, sub in children(c) if isinstance(sub, dict) and steps[0] in self.keywords]
+    return found + [(keyword, self.node(sub, node), keyword in _SAME_VALUE) for keyword, sub in inside]
+
+
+@patch
+def note_loops(self: Cases) -> None:
+    "Reject the references by which a subschema leads back to itself for the same value: the check cannot follow them."
+    done, path = set(), []
+
+    def visit(node: Node) -> None:
+        path.append(node)
+        for keyword, other, same in ways[node]:
+            if same and other in path:
+                why = "it leads back to itself without an end, which the check cannot follow"
+                self.note(node, keyword, "rejected", why)
+            elif same and other not in done:
+                visit(other)
+        done.add(path.pop())
+
+    ways: dict[Node, list] = {}
+    todo = list(self.root or ())
+    for node in todo:  # grows
+        if node not in ways:
+            ways[node] = self.next_nodes(node)
+            todo += [other for _, other, _ in ways[node]]
+    for node in ways:
+        if node not in done:
+            visit(node)
 
 # %% ../../nbs/contract/01_cases.ipynb #cases-any-of
 @patch
@@ -382,7 +431,7 @@ def _smallest(a, b):
 
 
 def merge(a: dict, b: dict) -> dict | None:
-    "Return the case of the values that fit both, or None if none does. Fixed values are compared with fixed values only."
+    "Return the case of the values that fit both, or None. Fixed values are compared with fixed values only."
     if a["kind"] != b["kind"]:
         return None
     if "values" in a and "values" in b:
@@ -598,8 +647,7 @@ def broken_subschemas(self: Cases, node: Node, keyword: str, value) -> list[dict
         for sub in value:
             found = self.product(found, opposite(sub))
         return found
-    if keyword == "$ref":
-        target = node.resolver.lookup(value)
+    if keyword in _REFERENCES and (target := self.target(node, keyword)) is not None:
         return opposite_of(self, target, node)
     return []
 

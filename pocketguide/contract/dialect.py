@@ -270,7 +270,9 @@ def read_assertion(self: _Reader, c: str) -> None:
         self.take(len(named[0]))
         self.put(f"(?P={named[1].replace('$', '_')})", why="a back-reference")
     elif c != "k":
-        self.put(f"(?:\\{c}{self.take(len(re.compile('[0-9]?').match(self.text, self.at)[0]))})", why="a back-reference")
+        self.put(
+            f"(?:\\{c}{self.take(len(re.compile('[0-9]?').match(self.text, self.at)[0]))})", why="a back-reference"
+        )
     else:
         raise RegexProblem("\\k")
 
@@ -322,7 +324,7 @@ def put_class(self: _Reader, items: list, negated: bool) -> None:
 # %% ../../nbs/contract/00_dialect.ipynb #read-pattern
 @lru_cache(maxsize=4096)
 def read_pattern(text: str) -> Pattern:
-    """Translate a pattern. One that is not ECMA-262 is read as Python's dialect if it is that, and no grammar follows it.
+    """Translate a pattern. One that is Python's dialect only is read so, and no grammar follows it.
 
     Raises `RegexProblem` for a pattern that neither dialect reads.
     """
@@ -349,8 +351,10 @@ SEARCH_SECONDS = 0.1
 
 
 def pattern_found(text: str, value: str) -> bool:
-    """Return True if the pattern `text` is found in `value`. Raises `RegexProblem` if it cannot be read and `TooSlow` after
-    `SEARCH_SECONDS`."""
+    """Return True if the pattern `text` is found in `value`.
+
+    Raises `RegexProblem` if it cannot be read, and `TooSlow` after `SEARCH_SECONDS`.
+    """
     import regex
 
     try:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from functools import cache, partial
 from itertools import islice
 
-from .cases import Cases, TooManyCases, exact
+from .cases import Cases, canonical, exact
 from .dialect import RegexProblem, TooSlow, draft_of, pattern_found, read_pattern, subschemas
 
 # %% ../../nbs/contract/01_schema.ipynb #jsonschema-package
@@ -527,7 +527,8 @@ def unresolved(schema: dict) -> str | None:
                     resolver.lookup(ref)
                 except (Unresolvable, ValueError):  # ValueError: not even a URI
                     return ref
-        todo += [(sub, resolver.in_subresource(sub)) for sub in here.subresources()]
+        inside = [sub for sub in here.subresources() if isinstance(sub.contents, dict)]
+        todo += [(sub, resolver.in_subresource(sub)) for sub in inside]
     return None
 
 
@@ -584,6 +585,19 @@ def _multiple_of(validator, step, instance, schema):
     if validator.is_type(instance, "number") and exact(instance) % exact(step):
         yield import_jsonschema().ValidationError(f"{instance!r} is not a multiple of {step}")
 
+# %% ../../nbs/contract/01_schema.ipynb #own-enum
+_enums: dict[int, tuple[list, frozenset]] = {}  # by the list's identity: the list, and its values as canonical text
+
+
+def _enum(validator, values, instance, schema):
+    "Check `enum` at once: jsonschema compares a value with each of the list, which takes seconds for thousands."
+    if _enums.get(id(values), (None,))[0] is not values:
+        if len(_enums) > 1000:
+            _enums.clear()
+        _enums[id(values)] = (values, frozenset(map(canonical, values)))
+    if canonical(instance) not in _enums[id(values)][1]:
+        yield import_jsonschema().ValidationError(f"{shorten(instance)} is not one of {len(values)} values")
+
 # %% ../../nbs/contract/01_schema.ipynb #own-validator
 def _counted(check):
     "Return the check of a reference, which gives up once an answer has taken too many of them."
@@ -603,7 +617,7 @@ def validator_class(draft: int):
     jsonschema = import_jsonschema()
     names = {3: "Draft3", 4: "Draft4", 6: "Draft6", 7: "Draft7", 2019: "Draft201909", 2020: "Draft202012"}
     base = getattr(jsonschema, names[draft] + "Validator")
-    own = {"pattern": _pattern, "patternProperties": _pattern_properties, "multipleOf": _multiple_of}
+    own = {"enum": _enum, "pattern": _pattern, "patternProperties": _pattern_properties, "multipleOf": _multiple_of}
     own |= {"additionalProperties": _additional_properties} | ({"properties": _properties} if draft > 3 else {})
     references = ("$ref", "$dynamicRef", "$recursiveRef")
     own |= {key: _counted(base.VALIDATORS[key]) for key in references if key in base.VALIDATORS}
@@ -640,13 +654,13 @@ def schema_fault(schema: dict, validator) -> tuple[str, str] | None:
                 "no answer fits the schema, or it has no end",
                 "let its references come to an end, and check its types",
             )
-    except TooManyCases:
-        pass  # the grammar reports it; judging needs no cases
+    except Exception:  # too many cases, or a part that cannot be read: the grammar reports it; judging needs no cases
+        pass
     return None
 
 # %% ../../nbs/contract/01_schema.ipynb #schema-problems
 def schema_problems(value: object, validator) -> tuple[Problem, ...]:
-    """Return every violation that `validator` (from `any_validator`) finds in a parsed value, in the order of the schema.
+    """Return every violation that `validator` (from `any_validator`) finds in a value, in the order of the schema.
 
     Never raises: an answer that cannot be judged has one problem that says why.
     """
