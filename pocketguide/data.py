@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['LABELS', 'LEAK', 'PLANS', 'FACT_PACKAGES', 'STRETCHES', 'target_lengths', 'plot_lengths', 'nearest_similarity',
            'breadth', 'masked', 'sentences', 'place_names', 'SentenceIndex', 'most_shared', 'ngrams', 'PromptIndex',
-           'leaks', 'without_leaks', 'faults', 'to_row', 'to_record', 'Builder', 'inform', 'draw_row',
-           'answer_question', 'draw_records', 'draw_suite', 'draw_questions', 'to_jsonl', 'DatasetVersion', 'stretches',
-           'Checkpoints', 'plan_of', 'draw_stretch', 'build', 'write', 'choose_stretches', 'Published', 'verify',
-           'main']
+           'leaks', 'without_leaks', 'faults', 'to_row', 'to_record', 'Builder', 'recorded_places', 'place_in',
+           'inform', 'draw_row', 'answer_question', 'draw_records', 'draw_suite', 'draw_questions', 'to_jsonl',
+           'DatasetVersion', 'stretches', 'Checkpoints', 'plan_of', 'draw_stretch', 'build', 'write',
+           'choose_stretches', 'Published', 'verify', 'main']
 
 # %% ../nbs/01_data.ipynb #imports
 import argparse
@@ -41,7 +41,7 @@ from pocketguide.core.files import (
 from .travel.compose import compose_response
 from .travel.constraints import constraints_met
 from .travel.contract import PAYLOAD_TYPES, check, serialize
-from .travel.facts import facts_for
+from .travel.facts import Facts, facts_for
 from .travel.library import library_hash, load_library, pick_some, walk
 from .travel.places import find_place
 from .travel.prompts import facts_block, namesakes, training_row
@@ -350,6 +350,7 @@ class Builder:
         self.plan, self.library = plan, library
         self.tally = Tally()  # what questions were made from
         self.used: Counter = Counter()  # wordings of the answers
+        self.recorded: dict[str, list[str] | None] = {}  # see `recorded_places`
         self.index = SentenceIndex()
         self.prompts: set[str] = set()
         self.topics: set[tuple[str, str]] = set()  # (destination, entry or payload type) that rows are about
@@ -376,22 +377,52 @@ class Builder:
         self.most_shared = max(self.most_shared, (round(share, 4), record["id"], other))
         return ""
 
+# %% ../nbs/01_data.ipynb #recorded-places
+def recorded_places(folder: str | Path) -> dict[str, list[str] | None]:
+    """Return what older tables found in a published version's drafts where today's tables find something else.
+
+    By the first 12 hex digits of the draft's SHA-256: the arguments of `facts_for`, or None for no place. Empty if
+    `folder` has no `places.json`."""
+    path = Path(folder) / "places.json"
+    return read_json(path) if path.is_file() else {}
+
+
+def _draft_key(prompt: str) -> str:
+    "Return the first 12 hex digits of the SHA-256 of a draft."
+    return hashlib.sha256(prompt.encode("utf-8")).hexdigest()[:12]
+
+
+def place_in(prompt: str, recorded: dict[str, list[str] | None]) -> Facts | None:
+    "Return the facts of the place that a draft is about: the one recorded for it, else the one found today."
+    key = _draft_key(prompt)
+    if key in recorded:
+        return facts_for(*recorded[key]) if recorded[key] else None
+    found = find_place(prompt)
+    return found.facts if found else None
+
 # %% ../nbs/01_data.ipynb #inform
-def inform(rng: random.Random, request: Request, prompt: str, unknown: float) -> Request | None:
+def inform(
+    rng: random.Random,
+    request: Request,
+    prompt: str,
+    unknown: float,
+    recorded: dict[str, list[str] | None] | None = None,  # see `recorded_places`
+) -> Request | None:
     """Return `request` with the facts that come with its question, or without any.
 
     `unknown` is the share of questions that get none although their place is found. None if the question is taken to
     be about another place."""
-    found = find_place(prompt)
-    if found and (found.facts.country_code, found.facts.name) != (request.facts.country_code, request.facts.name):
+    found = place_in(prompt, recorded or {})
+    if found and (found.country_code, found.name) != (request.facts.country_code, request.facts.name):
         return None
     named = request.facts.country.lower() in prompt.lower()
     if not found or not named and rng.random() < unknown:
         return replace(request, informed=False, destination={**request.destination, "place": []})
-    others = [] if named else namesakes(found.facts)
+    others = [] if named else namesakes(found)
     return replace(
-        request, facts=found.facts, block=facts_block(found.facts, request.airports), other=others[0] if others else ""
+        request, facts=found, block=facts_block(found, request.airports), other=others[0] if others else ""
     )
+
 
 # %% ../nbs/01_data.ipynb #draw-row
 def draw_row(
@@ -436,7 +467,7 @@ def answer_question(
 ) -> tuple[dict | None, str]:
     "Return (record, empty), or (None, why) if draft `n` of a question cannot be answered well enough."
     plan = builder.plan
-    if plan.facts and not (request := inform(rng, request, prompt, plan.unknown)):
+    if plan.facts and not (request := inform(rng, request, prompt, plan.unknown, builder.recorded)):
         return None, f"its place is taken for another: {prompt!r}"
     if not request.informed and not feasible(
         request, builder.library
@@ -813,6 +844,7 @@ def _verify_stretches(version: Published, suites_folder: str | Path | None, shar
     checkpoints = read_jsonl(folder / "checkpoints.jsonl")
     chosen = choose_stretches(checkpoints, share, seed)
     builder = Builder(plan, load_library(version.content, plan.layers))
+    builder.recorded = recorded_places(folder)
     log = Checkpoints(builder)
     for i, checkpoint in enumerate(checkpoints[: chosen[-1] + 1]):
         split, numbers = checkpoint["split"], range(checkpoint["start"], checkpoint["stop"])

@@ -21,10 +21,20 @@ from typing import ClassVar
 from fastcore.basics import patch
 
 from .grammar import ensure_schema, read_schema
-from .schema import CATEGORIES, Verdict, any_validator, judge, schema_problems, schema_prompt
+from pocketguide.contract.schema import (
+    CATEGORIES,
+    Problem,
+    Verdict,
+    any_validator,
+    judge,
+    schema_fault,
+    schema_problems,
+    schema_prompt,
+)
 from ..core.config import Config, DataConfig
 from ..core.errors import UserError, nearest
-from ..core.files import read_jsonl, write_json
+from ..core.files import read_json, read_jsonl, write_json
+from ..core.rows import require_text, row_id, sft_row
 from ..core.runs import Run
 from ..core.stats import paired, wilson
 
@@ -162,6 +172,17 @@ def recorded_classification(self: Task, row: dict):
     "Return the classification that a sample row records, or None."
     return None
 
+# %% ../../nbs/contract/03_task.ipynb #judge-safely
+@patch
+def judge_safely(self: Task, text: str, question: dict, finish_reason: str | None = None) -> Verdict:
+    """Judge an answer. If that raises, the answer counts as not valid, with a note: answers that took hours to make are
+    not lost by one of them."""
+    try:
+        return self.judge(text, question, finish_reason)
+    except Exception as e:
+        note = f"it could not be judged: {type(e).__name__}: {str(e)[:160]}"
+        return Verdict("not_judged", problems=(Problem("not_judged", "not_judged", "$", note),))
+
 # %% ../../nbs/contract/03_task.ipynb #sample-row
 _TOO_LONG = "the prompt fills the model's context: it was not asked"
 
@@ -176,7 +197,7 @@ def sample_row(
     latency_ms: float,  # from the start of the row's prefill to its last token
 ) -> dict:
     "Return one line of `*_outputs.jsonl`: the answer and its verdict."
-    verdict = self.judge(text, question, finish_reason)
+    verdict = self.judge_safely(text, question, finish_reason)
     problem = verdict.first
     return {
         "prompt_id": question["id"],
@@ -219,6 +240,28 @@ def failure_row(row: dict) -> dict:
         "raw_output_len": len(row["raw_text_output"]),
     }
 
+# %% ../../nbs/contract/03_task.ipynb #question-rows
+@patch
+def check_question(self: Task, question: dict, where: str) -> None:
+    "Raise `UserError` at `where` (file:line) if a field that this task reads has the wrong type. It may have others."
+
+
+@patch
+def question_row(self: Task, row: dict, where: str) -> dict:
+    "Return a row of a suite with its `id` as text. `UserError` at `where` for a field of the wrong type."
+    for name in ("id", "prompt"):
+        if row.get(name) in (None, ""):
+            raise UserError(f"a line of the suite has no {name!r}", where, "every line needs 'id', 'prompt'")
+    require_text(row["prompt"], "'prompt'", where)
+    self.check_question(row, where)
+    return {**row, "id": row_id(row, where)}
+
+
+@patch
+def questions(self: Task, path: str | Path) -> list[dict]:
+    "Return the rows of a suite. `UserError` with file and line if it is missing, empty or broken, or repeats an id."
+    return read_jsonl(path, unique="id", kind="suite", convert=self.question_row)
+
 # %% ../../nbs/contract/03_task.ipynb #task-failure-label
 @patch
 def failure_label(self: Task, row: dict) -> str:
@@ -243,14 +286,19 @@ def answer_limits(self: Task, questions: list[dict], max_new_tokens: int | None 
     return [max_new_tokens or self.answer_limit(question) for question in questions]
 
 # %% ../../nbs/contract/03_task.ipynb #task-results
+def _way(constrained: bool | str) -> str:
+    "Return the name of the folder for one way of decoding; `best_effort` is constrained too, but promises less."
+    return constrained if isinstance(constrained, str) else "constrained" if constrained else "free"
+
+
 @patch
-def results_root(self: Task, run: Run, out: Path | None, constrained: bool) -> Path | None:
+def results_root(self: Task, run: Run, out: Path | None, constrained: bool | str) -> Path | None:
     "Return the folder for the run directory with the results; None means the run itself."
-    return (out or run.path) / "schemas" / self.name / ("constrained" if constrained else "free")
+    return (out or run.path) / "schemas" / self.name / _way(constrained)
 
 
 @patch
-def generation_settings(self: Task, cfg: Config, facts: str, constrained: bool) -> dict:
+def generation_settings(self: Task, cfg: Config, facts: str, constrained: bool | str) -> dict:
     "Return the settings of an evaluation as `comparison_metrics.json` records them."
     return {"schema": self.name, "constrained": constrained}
 
@@ -263,8 +311,16 @@ def save_contract(self: Task, run: Run) -> None:
 # %% ../../nbs/contract/03_task.ipynb #task-training
 @patch
 def training_rows(self: Task, path: str | Path, data: DataConfig, limit: int | None = None) -> list[dict]:
-    "Return the first `limit` training rows of a file. `UserError` with file and line for a broken row."
-    return read_jsonl(path, required=("id", "messages", "target"), unique="id", kind="training data")[:limit]
+    "Return the first `limit` training rows of a file, each as `sft_row` does. `UserError` with file and line."
+    return read_jsonl(path, unique="id", kind="training data", convert=self.sft_row)[:limit]
+
+
+@patch
+def sft_row(self: Task, row: dict, where: str) -> dict:
+    "Return a training row whose metadata this task can read. `UserError` at `where` otherwise."
+    row = sft_row(row, where)
+    self.check_question(row.get("metadata", {}), where)
+    return row
 
 
 @patch
@@ -293,10 +349,16 @@ class SchemaTask(Task):
         self._schema, self.name = ensure_schema(schema), name
         try:
             self.validator = any_validator(self._schema)
+            self.prompt = schema_prompt(self._schema)
+            fault = schema_fault(self._schema, self.validator)
         except LookupError as error:
             raise UserError(
                 f"the schema refers to {error.args[0]!r}, which is not in it", name, "put what it refers to under $defs"
             ) from None
+        except RecursionError:
+            raise UserError("the schema is nested too deep", name, "give its parts names under $defs") from None
+        if fault:
+            raise UserError(fault[0], name, fault[1])
 
     @property
     def schema(self) -> dict:
@@ -305,15 +367,27 @@ class SchemaTask(Task):
     def judge(self, text: str, question: dict | None = None, finish_reason: str | None = None) -> Verdict:
         "Judge by the schema alone; `question` is not looked at."
         required = self._schema.get("required", ())
-        return judge(text, self._problems, finish_reason, required=required)
+        return judge(text, self._problems, finish_reason, required=required if isinstance(required, list) else ())
 
     def _problems(self, value: object) -> Sequence:
         return schema_problems(value, self.validator)
 
     def messages(self, question: dict, options=(), classification=None) -> list[dict]:
         "Return the schema's outline as system prompt and the question as it is."
-        system = {"role": "system", "content": schema_prompt(self._schema)}
-        return [system, {"role": "user", "content": question["prompt"]}]
+        return [{"role": "system", "content": self.prompt}, {"role": "user", "content": question["prompt"]}]
+
+# %% ../../nbs/contract/03_task.ipynb #schema-results
+@patch
+def results_root(self: SchemaTask, run: Run, out: Path | None, constrained: bool | str) -> Path | None:
+    """Return the folder for the run directory with the results, named after the schema and its hash.
+
+    Two files may have one name. A folder of the name alone is kept if results by this schema are there from before.
+    """
+    folder, way = (out or run.path) / "schemas", _way(constrained)
+    before = folder / self.name / way / run.run_id / "schema.json"
+    if before.exists() and read_json(before, "schema") == self.schema:
+        return folder / self.name / way
+    return folder / f"{self.name}-{self.schema_hash[:8]}" / way
 
 # %% ../../nbs/contract/03_task.ipynb #schema-task-load
 def load_schema_task(schema: dict | str | Path) -> SchemaTask:

@@ -21,6 +21,7 @@ from fastcore.basics import patch
 
 from ..contract.grammar import Grammar
 from ..core.errors import UserError
+from .chat import stop_tokens
 from .completion import Completion, DecodeOptions, JsonScan, TextStream, common_prefix
 from .decoder import WINDOW, Decoder, generate_alone
 from .fusion import fewer_kernels
@@ -29,9 +30,9 @@ from .static_cache import StaticKVCache, static_positions, use_static_cache_atte
 
 # %% ../../nbs/engine/11_generate.ipynb #row
 def end_tokens(model, tokenizer) -> set[int]:
-    "Return the ids of all tokens that end a turn: the tokenizer's and the model's own."
+    "Return the ids of all tokens that end a turn: the tokenizer's and the model's own, if they are no plain text."
     own = model.generation_config.eos_token_id
-    return {tokenizer.eos_token_id, *(own if isinstance(own, (list, tuple)) else [own])} - {None}
+    return stop_tokens(tokenizer, own if isinstance(own, (list, tuple)) else [own])
 
 # %% ../../nbs/engine/11_generate.ipynb #check-supported
 def check_supported(model) -> None:

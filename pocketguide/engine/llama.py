@@ -24,7 +24,7 @@ from fastcore.basics import patch
 from ..contract.grammar import Grammar, accept, run_ahead
 from ..core.errors import UserError
 from ..core.files import atomic_path, cache_dir, trim_cache
-from .chat import chat_messages, encode_chat
+from .chat import chat_messages, encode_chat, pin_date
 from .completion import Completion, DecodeOptions, JsonScan, TextStream, common_prefix
 
 # %% ../../nbs/engine/12_llama.ipynb #import-llama-cpp
@@ -72,10 +72,12 @@ class GgufTokenizer:
     def __len__(self) -> int:
         return self.llm.n_vocab()
 
-    def __call__(self, texts: str | list[str], add_special_tokens: bool = False) -> dict:
-        "Return the `input_ids` of a text, or of each of several; special tokens in it are read as such."
-        one = isinstance(texts, str)
-        ids = [self.llm.tokenize(t.encode(), add_bos=False, special=True) for t in ([texts] if one else texts)]
+    def __call__(
+        self, texts: str | list[str], add_special_tokens: bool = False, split_special_tokens: bool = False
+    ) -> dict:
+        "Return the `input_ids` of a text, or of each of several; special tokens in it are read as such, or as text."
+        one, special = isinstance(texts, str), not split_special_tokens
+        ids = [self.llm.tokenize(t.encode(), add_bos=False, special=special) for t in ([texts] if one else texts)]
         return {"input_ids": ids[0] if one else ids}
 
     def piece(self, token: int) -> bytes:
@@ -89,6 +91,12 @@ class GgufTokenizer:
         return b"".join(map(self.piece, ids)).decode("utf-8", errors="replace")
 
 # %% ../../nbs/engine/12_llama.ipynb #chat-template
+@patch(as_prop=True)
+def chat_template(self: GgufTokenizer) -> str:
+    "Return the file's chat template, with the date fixed; empty if it has none."
+    return pin_date(self.llm.metadata.get("tokenizer.chat_template") or "")
+
+
 @patch
 def apply_chat_template(
     self: GgufTokenizer, messages: list[dict], tokenize: bool = False, add_generation_prompt: bool = True
@@ -101,15 +109,14 @@ def apply_chat_template(
 
 @patch
 def _formatter(self: GgufTokenizer, add_generation_prompt: bool):
-    template = self.llm.metadata.get("tokenizer.chat_template")
-    if not template:
+    if not self.chat_template:
         raise UserError(
             "the GGUF file has no chat template",
             self.llm.model_path,
             "write it with python -m pocketguide.ship.quantize, or choose an instruction-tuned model",
         )
     return self.lib.llama_chat_format.Jinja2ChatFormatter(
-        template=template,
+        template=self.chat_template,
         eos_token=self.decode([self.eos_token_id]),
         bos_token="",
         add_generation_prompt=add_generation_prompt,
@@ -118,7 +125,7 @@ def _formatter(self: GgufTokenizer, add_generation_prompt: bool):
 # %% ../../nbs/engine/12_llama.ipynb #special-tokens
 @patch(as_prop=True)
 def all_special_tokens(self: GgufTokenizer) -> list[str]:
-    "Return the texts that a message must not contain if it is to stay within its turn."
+    "Return the texts of the control tokens, which a chat template writes and which in a message are text."
     if self._special is None:
         vocab = self.lib.llama_model_get_vocab(self.llm.model)
         control = [i for i in range(len(self)) if self.lib.llama_vocab_is_control(vocab, i)]

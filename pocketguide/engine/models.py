@@ -23,12 +23,19 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GgufConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    GenerationConfig,
+    GgufConfig,
+)
 from transformers.utils import logging as hf_logging
 
 from ..core.errors import UserError, nearest
 from ..core.files import atomic_path, cache_dir, file_hash, folder_hash, write_text
-from .chat import end_of_turn
+from .chat import agreed_end, pin_date
 
 # %% ../../nbs/engine/04_models.ipynb #pinnedbase
 @dataclass(frozen=True)
@@ -243,9 +250,9 @@ def _quantization(kind: str, dtype: torch.dtype):
     )
 
 
-def _from_pretrained(cls, base_model_id: str, **kwargs):
+def _from_pretrained(cls, base_model_id: str, folder: str | Path | None = None, **kwargs):
     "Call `cls.from_pretrained` and turn its many ways to fail into one line."
-    source = base_path(base_model_id)
+    source = str(folder or base_path(base_model_id))
     try:
         with no_progress_bars():
             return cls.from_pretrained(source, trust_remote_code=False, **kwargs)
@@ -258,28 +265,34 @@ def _from_pretrained(cls, base_model_id: str, **kwargs):
         ) from None
 
 # %% ../../nbs/engine/04_models.ipynb #load-tokenizer
-def load_tokenizer(base_model_id: str):
+def _own_ends(base_model_id: str) -> list[int]:
+    "Return the end tokens that the base model's own files name: those of its generation config, else of its config."
+    if base_model_id in PINNED:
+        return []  # its template is known; transformers 5.17 reads the GGUF's eos as <|im_start|>, 5.23 as <|im_end|>
+    try:
+        config = GenerationConfig.from_pretrained(base_path(base_model_id))
+    except (OSError, ValueError):  # there is none
+        config = _from_pretrained(AutoConfig, base_model_id)
+    ends = getattr(config, "eos_token_id", None)
+    return [end for end in (ends if isinstance(ends, (list, tuple)) else [ends]) if end is not None]
+
+
+def load_tokenizer(base_model_id: str, folder: str | Path | None = None):
     """Load the base model's tokenizer; its `eos_token` is the token with which the chat template ends a turn.
 
-    Raises `UserError` if there is no chat template, or no such token."""
-    tokenizer = _from_pretrained(AutoTokenizer, base_model_id)
-    if tokenizer.chat_template is None:
-        raise _no_chat(base_model_id, "chat template")
-    # Read off the template, not off the tokenizer's config: transformers 5.17 takes the GGUF's eos to be <|im_start|>,
-    # 5.23 <|im_end|>
-    end = end_of_turn(tokenizer)
-    if end is not None:
-        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(end)
-    if tokenizer.eos_token_id is None:
-        raise _no_chat(base_model_id, "end-of-turn token")
+    With a `folder`, load the tokenizer in that for the same model.
+    Raises `UserError` if there is no chat template, or no end-of-turn token that template and model agree on."""
+    tokenizer = _from_pretrained(AutoTokenizer, base_model_id, folder)
+    if not tokenizer.chat_template:
+        what = f"the tokenizer of {base_model_id} has no chat template"
+        raise UserError(what, folder or "base_model_id", "choose an instruction-tuned model")
+    if isinstance(tokenizer.chat_template, str):
+        tokenizer.chat_template = pin_date(tokenizer.chat_template)  # in files that are written of it too
+    end = agreed_end(tokenizer, _own_ends(base_model_id), base_model_id)
+    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(end)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
-
-
-def _no_chat(base_model_id: str, missing: str) -> UserError:
-    how = "choose an instruction-tuned model"
-    return UserError(f"the tokenizer of {base_model_id} has no {missing}", "base_model_id", how)
 
 # %% ../../nbs/engine/04_models.ipynb #load-model
 def load_model(base_model_id: str, dtype: str = "auto", device: str = "auto", quantization: str = "none"):

@@ -217,7 +217,7 @@ def provenance(run: Run, cfg: Config) -> dict[str, str]:
     "Return what a file says of its origin; a value is empty if it is unknown."
     name = cfg.base_model_id
     origin = _pinned_origin(PINNED[name]) if name in PINNED else {"license": _card_license(Path(base_path(name)))}
-    meta = run.meta if (run.path / "meta.json").exists() else {}
+    meta = run.meta
     return {
         "name": f"PocketGuide {run.name}",
         "license": origin.get("license", ""),

@@ -52,7 +52,7 @@ from pocketguide.core.files import (
 from ..core.plots import GREY, PALETTE, legend_below, plot_rates
 from ..core.runs import Run, git_commit, versions
 from ..core.stats import Z95, markdown_table, paired, rate_text, wilson
-from ..engine.adapters import cast, merge_run
+from ..engine.adapters import cast, merge_run, own_tokenizer
 from ..engine.chat import encode_chat
 from ..engine.generate import Engine
 from ..engine.llama import LlamaCpp, import_llama_cpp
@@ -279,10 +279,11 @@ class Job:
     def __post_init__(self):
         self.device = pick_device(self.settings.device)
         self.dtype = pick_dtype(self.settings.dtype, self.device)
-        self.tokenizer = load_tokenizer(self.cfg.base_model_id)
+        base = self.cfg.base_model_id
+        self.tokenizer = own_tokenizer(self.run.adapter, base) or load_tokenizer(base)
         self.options = self.task.prompt_options(self.cfg, self.settings.facts)
         # Files that were made of something else are written again
-        self.source = {"base_hash": base_hash(self.cfg.base_model_id), "adapter_hash": folder_hash(self.run.adapter)}
+        self.source = {"base_hash": base_hash(base), "adapter_hash": self.run.adapter_hash}
 
     @functools.cached_property
     def model(self):

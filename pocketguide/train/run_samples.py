@@ -12,7 +12,6 @@ import contextlib
 import hashlib
 import json
 import shlex
-import shutil
 import signal
 import sys
 import time
@@ -25,22 +24,22 @@ from tqdm import tqdm
 from ..contract.grammar import Grammar, import_llguidance
 from ..contract.task import ANSWER_LIMIT, Task, compare, failure_row, load_schema_task, load_task
 from ..core.cli import Parser, add_shared, command, positive_int
-from ..core.config import Config, load_config
+from ..core.config import Config, dump_config
 from ..core.errors import UserError
 from pocketguide.core.files import (
     JsonlLog,
     file_hash,
-    folder_hash,
     lock,
     read_json,
     read_jsonl,
     write_json,
     write_jsonl,
+    write_text,
 )
 from ..core.plots import GREY, PALETTE, plot_rates
 from ..core.runs import Run, open_run, versions
 from ..core.stats import markdown_table, rate_text
-from ..engine.adapters import load_adapter, merged
+from ..engine.adapters import adapter_settings, adapter_tensors, check_adapter, merged, own_tokenizer
 from ..engine.completion import Completion
 from ..engine.decoder import generate_alone
 from ..engine.generate import Engine, end_tokens
@@ -81,12 +80,12 @@ class Suite:
         return self.path.stem
 
 
-def load_suite(path: str | Path) -> Suite:
-    """Load a suite: one object per line with `id` and `prompt`.
+def load_suite(path: str | Path, task: Task | None = None) -> Suite:
+    """Load a suite: one object per line with `id`, `prompt`, and what `task` (None: the default one) reads besides.
 
-    `UserError` if it is missing, empty, broken or repeats an id.
+    `UserError` with file and line if it is missing, empty or broken, repeats an id, or has a field of a wrong type.
     """
-    return Suite(Path(path), read_jsonl(path, required=("id", "prompt"), unique="id", kind="suite"))
+    return Suite(Path(path), (task or load_task()).questions(path))
 
 # %% ../../nbs/03_batched_eval.ipynb #progress
 class _Progress:
@@ -234,22 +233,27 @@ def _cost(answers: list[dict], constrained: bool) -> dict:
 def open_evaluable(path: str | Path) -> tuple[Run, Config]:
     "Return a run with an adapter that belongs to its base model, and its config. `UserError` otherwise."
     run = open_run(path, adapter=True)
-    cfg = load_config(run.path / "config.yaml")
-    adapter_config = read_json(run.adapter / "adapter_config.json", "adapter's config")
-    named = adapter_config.get("base_model_name_or_path")
-    if named != cfg.base_model_id:
+    cfg, named = run.config, adapter_settings(run.adapter).get("base_model_name_or_path")
+    adapter_tensors(run.adapter)
+    if named and not _is_same_model(named, cfg.base_model_id):
         raise UserError(
             f"the adapter was trained for the base model {named}, the config names {cfg.base_model_id}",
             run.adapter,
             "evaluate it with the base model that it was trained for",
         )
-    recorded = run.meta.get("base_hash") if (run.path / "meta.json").exists() else None
+    recorded = run.meta.get("base_hash")
     if recorded and not is_same_base(cfg.base_model_id, recorded):
         what = "the base weights are not those that the adapter was trained on"
         raise UserError(
             what, run.path, f"training recorded {recorded[:24]}..., found {base_hash(cfg.base_model_id)[:24]}..."
         )
     return run, cfg
+
+
+def _is_same_model(named: str, base_model_id: str) -> bool:
+    "Return True for two equal names, and for two paths of one folder."
+    one, other = (Path(str(name)).expanduser() for name in (named, base_model_id))
+    return named == base_model_id or (one.is_dir() and other.is_dir() and one.samefile(other))
 
 # %% ../../nbs/03_batched_eval.ipynb #output-run
 def output_run(run: Run, out: Path | None, make: bool = True) -> Run:
@@ -260,7 +264,8 @@ def output_run(run: Run, out: Path | None, make: bool = True) -> Run:
     if not make:
         return target
     target.path.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(run.path / "config.yaml", target.path / "config.yaml")
+    config = run.path / "config.yaml"
+    write_text(target.path / "config.yaml", config.read_text("utf-8") if config.exists() else dump_config(run.config))
     provenance = {key: value for key, value in run.meta.items() if key != "published"}
     target.update_meta(**provenance, evaluated_from=str(run.path))
     return target
@@ -277,7 +282,7 @@ class EvalSettings:
     check_parity: int = 0  # prompts to answer a second time, alone, by transformers' generate
     quiet: bool = False
     facts: str = "auto"  # facts in the prompts: auto (as the run's config says), on, off
-    constrained: bool = False  # constrain every answer to the task's schema while it is decoded
+    constrained: bool | str = False  # constrain every answer to the task's schema while it is decoded; or "best_effort"
 
 # %% ../../nbs/03_batched_eval.ipynb #write-results
 def write_results(
@@ -353,7 +358,7 @@ def pass_context(task: Task, model, cfg: Config, settings: EvalSettings) -> dict
         "quantization": cfg.runtime.quantization,
         "max_new_tokens": settings.max_new_tokens,
         "schema": task.schema_hash,
-        **({"constrained": True} if settings.constrained else {}),
+        **({"constrained": settings.constrained} if settings.constrained else {}),
     }
 
 # %% ../../nbs/03_batched_eval.ipynb #evaluation
@@ -367,6 +372,7 @@ class _Evaluation:
     ranks: Ranks
     engine: Engine
     base_model: object
+    engines: dict[Path, Engine]  # by run: `engine`, or one with the adapter's own tokenizer
     context: dict  # from `pass_context`
     summary: list[dict]  # one row per model and suite, on rank 0
 
@@ -383,7 +389,7 @@ class _Evaluation:
     def title(self, name: str, options) -> str:
         "Return the name of a model with how it was asked."
         label = self.task.options_label(options)
-        return name + (f" with {label}" if label else "") + (", constrained" if self.settings.constrained else "")
+        return name + (f" with {label}" if label else "") + (", constrained" * bool(self.settings.constrained))
 
 # %% ../../nbs/03_batched_eval.ipynb #start-evaluation
 def _start_evaluation(
@@ -396,14 +402,38 @@ def _start_evaluation(
         task.check_prompts(questions, options)
     model = load_model(first.base_model_id, settings.dtype, settings.device, first.runtime.quantization)
     tokenizer = load_tokenizer(first.base_model_id)
+    own = {run.path: own_tokenizer(run.adapter, first.base_model_id) for run, _ in runs}
+    for run, _ in runs:
+        check_adapter(model, run.adapter)
+    engine = _make_engine(task, settings, model, tokenizer)
+    for row in engine.grammar.unenforced if engine.grammar and ranks.first else ():
+        print(f"not enforced, but checked: {row['keyword']} at {row['path']}: {row['note']}", file=sys.stderr)
+    engines = {path: _make_engine(task, settings, model, other) if other else engine for path, other in own.items()}
+    context = pass_context(task, model, first, settings)
+    return _Evaluation(task, suites, settings, ranks, engine, model, engines, context, [])
+
+
+def _make_engine(task: Task, settings: EvalSettings, model, tokenizer) -> Engine:
+    "Return an engine as the settings say, with the task's grammar if answers are constrained."
     grammar = None
     if settings.constrained:
-        grammar = Grammar(tokenizer, task.schema, model.config.vocab_size, end_tokens(model, tokenizer))
-    for run, _ in runs:
-        load_adapter(model, run.adapter).unload()
-    engine = Engine(model, tokenizer, settings.batch_size, settings.max_new_tokens or ANSWER_LIMIT, grammar=grammar)
-    context = pass_context(task, model, first, settings)
-    return _Evaluation(task, suites, settings, ranks, engine, model, context, [])
+        ends, best_effort = end_tokens(model, tokenizer), settings.constrained == "best_effort"
+        grammar = Grammar(tokenizer, task.schema, model.config.vocab_size, ends, best_effort=best_effort)
+    return Engine(model, tokenizer, settings.batch_size, settings.max_new_tokens or ANSWER_LIMIT, grammar=grammar)
+
+
+# %% ../../nbs/03_batched_eval.ipynb #tuned
+@contextlib.contextmanager
+def _tuned(work: _Evaluation, run: Run):
+    "Let the engine ask the run's merged model for the time of a block, with the adapter's own tokenizer if it has one."
+    base = work.engine
+    with merged(work.base_model, run.adapter) as model:
+        work.engine = work.engines[run.path]
+        work.engine.model = model
+        try:
+            yield
+        finally:
+            work.engine.model, work.engine = work.base_model, base
 
 # %% ../../nbs/03_batched_eval.ipynb #evaluate
 def evaluate(
@@ -415,8 +445,12 @@ def evaluate(
     ranks: Ranks = Ranks(),
 ) -> list[dict]:
     "Evaluate every run on every suite and write the results. Returns one summary row per model and suite, on rank 0."
+    roots = [task.results_root(run, out, settings.constrained) for run, _ in runs]
+    if len({output_run(run, root, make=False).path for (run, _), root in zip(runs, roots)}) < len(runs):
+        how = "evaluate them one after the other, or rename a folder"
+        raise UserError("two runs have the same results folder", out or runs[0][0].path, how)
     work = _start_evaluation(task, runs, suites, settings, ranks)
-    targets = [output_run(run, task.results_root(run, out, settings.constrained), ranks.first) for run, _ in runs]
+    targets = [output_run(run, root, ranks.first) for (run, _), root in zip(runs, roots)]
     base_journal = targets[0].path / "samples" / ".base.journal.jsonl"
     journals = [target.path / "samples" / ".finetuned.journal.jsonl" for target in targets]
     with contextlib.ExitStack() as locks:
@@ -435,10 +469,9 @@ def evaluate(
 def _evaluate_run(work: _Evaluation, run: Run, cfg: Config, target: Run, journal: Path, base: dict) -> None:
     "Let one run answer all suites and write its results beside the base model's answers to the same prompts."
     options = work.task.prompt_options(cfg, work.settings.facts)
-    with merged(work.base_model, run.adapter) as work.engine.model:
-        rows, cost = work.run_pass(journal, run.name, folder_hash(run.adapter), options)
+    with _tuned(work, run):
+        rows, cost = work.run_pass(journal, run.name, run.adapter_hash, options)
         extra = _parity(work, run, rows, options)
-    work.engine.model = work.base_model
     if not work.ranks.first:
         return
     work.task.save_contract(target)
@@ -478,9 +511,10 @@ def _generation(work: _Evaluation, cfg: Config, run: Run, suite: Suite, base_cos
         "base": base_cost,
         "finetuned": cost,
         "base_hash": base_hash(cfg.base_model_id),
-        "adapter_hash": folder_hash(run.adapter),
+        "adapter_hash": run.adapter_hash,
         "suite_hash": file_hash(suite.path),
         "settings": work.task.generation_settings(cfg, settings.facts, settings.constrained),
+        **({"not_enforced": rows} if engine.grammar and (rows := engine.grammar.unenforced) else {}),
         "versions": versions(),
     }
 
@@ -507,10 +541,11 @@ _HELP = {
     "run_dir": "run directories, runs/train/<RUN_ID>; the base model answers each set of prompts once for all",
     "batch_size": "prompts decoded at a time (by each rank), or auto: as many as fit into memory",
     "facts": "show the destination's offline facts and the constraints in the prompts; auto: as the run was trained",
-    "constrained": "constrain every answer to the schema while it is decoded (needs the extra [constrained]); "
+    "constrained": "constrain every answer to the schema while it is decoded (needs the extra [constrained]), and "
+    "refuse a schema that cannot be enforced; best_effort: name what cannot be enforced, and check it afterwards; "
     "results go below RUN_DIR/constrained, unless --out is given",
     "schema": "ask for this JSON Schema and judge by it, instead of the travel contract; "
-    "results go below RUN_DIR/schemas/NAME, or OUT/schemas/NAME",
+    "results go below RUN_DIR/schemas/NAME-HASH, or OUT/schemas/NAME-HASH",
     "check_parity": "answer N prompts again, one at a time, with transformers' generate, and record how many "
     "answers and verdicts differ",
     "out": "write the results below this folder, in a run directory of the same name, instead of into the runs",
@@ -524,7 +559,9 @@ def _parser() -> Parser:
     add_shared(p, "batch_size", help=_HELP["batch_size"])
     add_shared(p, "max_new_tokens", "dtype", "device")
     p.add_argument("--facts", choices=("auto", "on", "off"), default="auto", help=_HELP["facts"])
-    p.add_argument("--constrained", action="store_true", help=_HELP["constrained"])
+    p.add_argument(
+        "--constrained", nargs="?", const=True, default=False, choices=("best_effort",), help=_HELP["constrained"]
+    )
     p.add_argument("--schema", metavar="FILE", type=Path, help=_HELP["schema"])
     p.add_argument("--check_parity", type=positive_int, metavar="N", default=0, help=_HELP["check_parity"])
     p.add_argument("--out", type=Path, help=_HELP["out"])
@@ -547,9 +584,9 @@ def _settings(a: argparse.Namespace) -> EvalSettings:
     )
 
 
-def _load_suites(paths: list[str]) -> list[Suite]:
+def _load_suites(paths: list[str], task: Task) -> list[Suite]:
     "Load the suites. `UserError` if two have the same file name."
-    suites = [load_suite(path) for path in paths]
+    suites = [load_suite(path, task) for path in paths]
     if len({suite.name for suite in suites}) < len(suites):
         what = "two suites have the same file name"
         raise UserError(what, "--prompts", "rename one: results are stored under the suite's name")
@@ -584,8 +621,8 @@ def _again(argv, ranks: Ranks) -> str:
 def main(argv=None):
     "Evaluate base and fine-tuned models on prompt suites."
     a = _parser().parse_args(argv)
-    suites = _load_suites(a.prompts)
     task = load_schema_task(a.schema) if a.schema else load_task()
+    suites = _load_suites(a.prompts, task)
     runs = [open_evaluable(path) for path in a.run_dir]
     for _, cfg in runs:
         task.prompt_options(cfg, a.facts)  # a task without facts refuses --facts on

@@ -148,10 +148,11 @@ def plot_epochs(runs: list[Run], ax=None):
 def encode_rows(tokenizer, rows: list[dict], max_seq_len: int) -> list[dict]:
     """Return `input_ids` and `labels` (int64, (length,) each) of training rows.
 
-    `UserError` that names the first row of more than `max_seq_len` tokens.
+    `UserError` that names the first row of more than `max_seq_len` tokens, or whose chat the template refuses.
     """
     encoded = []
-    chats = encode_chats(tokenizer, [(row["messages"], row["target"]) for row in rows])
+    names = [f"example {row['id']}" for row in rows]
+    chats = encode_chats(tokenizer, [(row["messages"], row["target"]) for row in rows], names)
     for row, (prompt, target) in zip(rows, chats):
         length = len(prompt) + len(target)
         if length > max_seq_len:

@@ -15,9 +15,9 @@ from functools import cache, partial
 from importlib.resources import files
 from itertools import islice
 
+from ..contract.dialect import DRAFT
 from pocketguide.contract.schema import (
     CATEGORIES,
-    DRAFT,
     MAX_PROBLEMS,
     Problem,
     Verdict,

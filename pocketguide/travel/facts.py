@@ -6,7 +6,7 @@
 __all__ = ['FIXES', 'AIRPORTS_FILE', 'AIRPORTS_EDITION', 'AIRPORTS_SHA256', 'SIZES', 'REGIONS', 'Facts', 'CityAirports',
            'AirportList', 'read_airports', 'airport_list', 'airport_row', 'main_airports', 'main_airport',
            'main_language', 'currency_label', 'emergency_number', 'emergency_label', 'places_text',
-           'listed_destinations', 'facts_for']
+           'listed_destinations', 'facts_for', 'facts_of', 'facts_inside']
 
 # %% ../../nbs/travel/03_facts.ipynb #imports
 import difflib
@@ -668,3 +668,14 @@ def facts_for(destination: str, country: str | None = None) -> Facts:
     if country and not code:
         raise UnknownDestination(country, "no country of that name is known", _suggest(fold(country[:60])))
     return _resolve(destination, code)
+
+# %% ../../nbs/travel/03_facts.ipynb #facts-of
+def facts_of(place: Place) -> Facts:
+    "Return the facts of one row of the table of places, whatever else has its name."
+    return _build(place.country, place, ())
+
+
+def facts_inside(country: str, name: str) -> Facts:
+    "Return the facts of a country (ISO code) under the `name` of a province or landscape in it."
+    return replace(_build(country, None, ()), name=name, alternates=(), features=())
+

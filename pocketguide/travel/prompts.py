@@ -30,7 +30,7 @@ from pocketguide.travel.facts import (
     main_language,
 )
 from .gazetteer import UnknownDestination
-from .places import english_name, find_place
+from .places import english_name, find_place, unrecognised_place
 
 # %% ../../nbs/travel/07_prompts.ipynb #contract-prompt
 @cache
@@ -206,18 +206,24 @@ def question_facts(question: str) -> Facts | None:
 
 
 def place_facts(question: str) -> str:
-    """Return `facts_block` of the question's place, empty if there is none.
+    """Return `facts_block` of the question's place, or that it was not recognised; empty if none is named.
 
     `UserError` if a package with the tables is missing.
     """
     try:
-        return facts_block(question_facts(question))
+        return facts_block(question_facts(question)) or _not_recognised(question)
     except ImportError as error:
         raise UserError(
             "prompts with facts need a package that is not installed",
             error.name or str(error),
             "install it, or leave the facts out with --facts off",
         ) from None
+
+
+def _not_recognised(question: str) -> str:
+    "Return a line that names the place of a question that was not recognised; empty if it names none."
+    words = " ".join(unrecognised_place(question).split())
+    return f"Place: {words} (not recognised)." if words else ""
 
 # %% ../../nbs/travel/07_prompts.ipynb #constraints-line
 def constraints_line(question: str) -> str:

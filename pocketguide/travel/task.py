@@ -17,11 +17,13 @@ from fastcore.basics import patch
 from ..contract.schema import Verdict
 from ..contract.task import ANSWER_LIMIT, RATES, Task
 from ..core.config import Config, DataConfig
-from ..core.errors import UserError
+from ..core.errors import UserError, nearest
 from ..core.files import read_jsonl
+from ..core.rows import json_name, require_text, row_id
 from ..core.runs import Run
 from .constraints import read_constraints
-from .contract import check, contract_schema, load_schema, schema_hash
+from .contract import PAYLOAD_TYPES, check, contract_schema, load_schema, schema_hash
+from .gazetteer import tables_version
 from pocketguide.travel.prompts import (
     Classification,
     PromptOptions,
@@ -94,6 +96,30 @@ def row_fields(self: TravelTask, verdict: Verdict, question: dict) -> dict:
 @patch
 def failure_label(self: TravelTask, row: dict) -> str:
     return "too_long" if row.get("finish_reason") == "too_long" else row["category"]
+
+# %% ../../nbs/travel/11_task.ipynb #check-question
+_TEXTS = ("payload_type", "destination", "facts", "difficulty", "category", "country", "entry")
+_LISTS = ("region_tags", "subjects")
+
+
+@patch
+def check_question(self: TravelTask, question: dict, where: str) -> None:
+    for name in _TEXTS:
+        if not isinstance(question.get(name), str | None):
+            what = f"{name!r} is {json_name(question[name])}"
+            raise UserError(what, where, "write one text, or leave it out")
+    for name in _LISTS:
+        values = question.get(name)
+        if values is not None and not (isinstance(values, list) and all(isinstance(v, str) for v in values)):
+            raise UserError(f"{name!r} is no list of texts", where, "write it as such, or leave it out")
+    payload_type = question.get("payload_type")
+    if payload_type and payload_type not in PAYLOAD_TYPES:
+        raise UserError(f"unknown payload type {payload_type[:40]!r}", where, nearest(payload_type, PAYLOAD_TYPES))
+    if not isinstance(question.get("metadata"), dict | None):
+        what = f"'metadata' is {json_name(question['metadata'])}"
+        raise UserError(what, where, "write it as an object, or leave it out")
+    if question.get("metadata"):
+        self.check_question(question["metadata"], where)
 
 # %% ../../nbs/travel/11_task.ipynb #limits
 TOKENS_BESIDE, TOKENS_PER_DAY = 420, 155  # of an itinerary, at most
@@ -175,6 +201,7 @@ def generation_settings(self: TravelTask, cfg: Config, facts: str, constrained: 
         "form_line": options.payload_type,
         "subject_line": options.topic,
         "constrained": constrained,
+        **({"tables": tables_version()} if options.facts else {}),  # runs without were made with places 1
     }
 
 
@@ -187,22 +214,43 @@ def save_contract(self: TravelTask, run: Run) -> None:
 def training_rows(self: TravelTask, path: str | Path, data: DataConfig, limit: int | None = None) -> list[dict]:
     "Return the first `limit` training rows of a file of records or training rows, shown as `data` says."
 
-    def required(row: dict) -> tuple[str, ...]:
-        return ("id", "prompt", "response", "metadata") if "response" in row else ("id", "messages", "target")
+    def convert(row: dict, where: str) -> dict:
+        if "response" in row:
+            return self.training_row(self.record(row, where), data, where)
+        if data.payload_type_line:
+            how = "name a file of records, or set data.payload_type_line: false"
+            raise UserError("data.payload_type_line needs records, this is a training row", where, how)
+        return self.sft_row(row, where)
 
-    rows = read_jsonl(path, required=required, unique="id", kind="training data")[:limit]
-    if data.payload_type_line and any("response" not in row for row in rows):
-        how = "name a file of records, or set data.payload_type_line: false"
-        raise UserError("data.payload_type_line needs records, these are training rows", path, how)
-    return [self.training_row(row, data) if "response" in row else row for row in rows]
+    return read_jsonl(path, unique="id", kind="training data", convert=convert)[:limit]
 
 
 @patch
-def training_row(self: TravelTask, record: dict, data: DataConfig) -> dict:
+def training_row(self: TravelTask, record: dict, data: DataConfig, where: str) -> dict:
     "Return the row that answers a record, with the classification that is right."
     payload_type = record["payload_type"] if data.payload_type_line else ""
     topic = topic_of(record) if data.topic_line else ""
-    return record_row(record, PromptOptions(facts=data.facts_block), payload_type, topic)
+    try:
+        return record_row(record, PromptOptions(facts=data.facts_block), payload_type, topic)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error)[:160]
+        raise UserError("'response' is no answer of the contract", where, reason) from None
+
+# %% ../../nbs/travel/11_task.ipynb #task-record
+@patch
+def record(self: TravelTask, row: dict, where: str) -> dict:
+    "Return a row as a record: with `id`, `prompt`, an answer as `response`, and what the traveller asked for."
+    for name in ("id", "prompt", "response", "payload_type", "destination", "difficulty"):
+        if name not in row or row[name] is None or (row[name] == "" and name != "destination"):
+            raise UserError(f"a record of the training data has no {name!r}", where, "add it, or write a training row")
+    require_text(row["prompt"], "'prompt'", where)
+    self.check_question(row, where)
+    response = row["response"]
+    if not isinstance(response, dict):
+        raise UserError(f"'response' is {json_name(response)}", where, "write the answer as an object")
+    if not isinstance(response.get("payload"), dict):
+        raise UserError("'response' is no answer of the contract", where, "its 'payload' is no object")
+    return {**row, "id": row_id(row, where), "metadata": row.get("metadata") or {}}
 
 # %% ../../nbs/travel/11_task.ipynb #task-classification-rows
 @patch
@@ -213,13 +261,24 @@ def classification_rows(self: TravelTask, cfg: Config) -> list[dict]:
     if not cfg.training.group_by_length:
         what = "data.payload_type_line mixes short questions with long answers"
         raise UserError(what, "training.group_by_length", "set it to true, so that no batch holds both")
-    required = ("id", "prompt", "payload_type")
     files = [path for path in (cfg.data.train, cfg.data.classification_rows) if path]
-    asked = [r for path in files for r in read_jsonl(path, required=required, unique="id", kind="questions")]
+    asked = [row for path in files for row in self.classified_questions(path)]
     rows = [payload_type_row(r) for r in asked]
     rows += [topic_row(r) for r in asked if cfg.data.topic_line and topic_of(r)]
     random.Random(cfg.seed).shuffle(rows)
     return rows
+
+# %% ../../nbs/travel/11_task.ipynb #classified-questions
+@patch
+def classified_questions(self: TravelTask, path: str | Path) -> list[dict]:
+    "Return the rows of a file of questions whose payload type is known. `UserError` with file and line."
+
+    def convert(row: dict, where: str) -> dict:
+        if not row.get("payload_type"):
+            raise UserError("a question has no 'payload_type'", where, f"add one of {', '.join(PAYLOAD_TYPES)}")
+        return self.question_row(row, where)
+
+    return read_jsonl(path, unique="id", kind="questions", convert=convert)
 
 # %% ../../nbs/travel/11_task.ipynb #task-evaluation
 @patch
@@ -232,7 +291,7 @@ def evaluation_questions(self: TravelTask, path: str | Path, data: DataConfig, l
     questions = [{**row.get("metadata", {}), "id": row["id"], "messages": row["messages"]} for row in rows]
     if not data.payload_type_line:
         return questions
-    records = read_jsonl(path)[:limit]
+    records = [self.record(row, str(path)) for row in read_jsonl(path)[:limit]]
     return [_open_question(question, record) for question, record in zip(questions, records)]
 
 
