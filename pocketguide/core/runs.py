@@ -224,14 +224,16 @@ def published_runs(root: str | Path = "runs/train") -> list[Run]:
     return sorted((r for r in runs if r.meta.get("published")), key=lambda r: (r.name, r.run_id))
 
 # %% ../../nbs/core/05_runs.ipynb #bf16
-PACK_BYTES = 20_000  # sample files above this size are published as .xz
+PACK_BYTES = 4_000  # rows and content metrics above this size are published as .xz
 # For bfloat16 weights: numbers of two bytes, of which only the upper byte has a pattern
 _BF16_FILTERS = [{"id": lzma.FILTER_LZMA2, "preset": 9, "lc": 3, "lp": 1, "pb": 1}]
 
 
 def _pack(run: Run) -> None:
-    "Pack the long sample files and the adapter's weights of a run."
-    for path in run.path.glob("**/samples/*/*.jsonl"):  # of variants too, such as constrained/
+    "Pack the long files of rows, the content metrics and the adapter's weights of a run."
+    samples = "**/samples/*"  # of variants too, such as constrained/
+    names = ("train_log.jsonl", f"{samples}/*.jsonl", f"{samples}/content_metrics.json")
+    for path in [path for name in names for path in run.path.glob(name)]:
         if path.stat().st_size > PACK_BYTES:
             compressed = lzma.compress(path.read_bytes(), preset=9 | lzma.PRESET_EXTREME)
             write_bytes(path.with_name(path.name + ".xz"), compressed)

@@ -22,7 +22,7 @@ import yaml
 from ..core.cli import Parser, command
 from ..core.config import Config, load_config
 from ..core.errors import UserError
-from ..core.files import read_json, write_text
+from ..core.files import packed, read_json, write_text
 from ..core.plots import GREY, PALETTE, plot_rates
 from ..core.runs import Run, published_runs
 from ..core.stats import markdown_table, rate_text
@@ -65,7 +65,7 @@ def variant(run: Run, name: str) -> Run:
 def content(run: Run, suite: str) -> dict:
     "Return `content_metrics.json` of a run on a suite; empty if its content was not reviewed."
     path = run.samples(suite) / "content_metrics.json"
-    return read_json(path, "content metrics") if path.exists() else {}
+    return read_json(path, "content metrics") if packed(path).exists() else {}
 
 # %% ../../nbs/ship/06_portfolio.ipynb #content-cells
 def _rate_cell(rate: dict | None) -> str:
