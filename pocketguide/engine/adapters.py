@@ -71,7 +71,7 @@ def adapter_tensors(folder: str | Path) -> dict[str, torch.Tensor]:
     if not tensors:
         raise UserError("the adapter has no weights", path, "train it again")
     for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not tensor.isfinite().all():
+        if tensor.is_floating_point() and not tensor.float().isfinite().all():
             raise UserError(f"the adapter's weights are not finite in {name}", path, "train it again, more carefully")
     return tensors
 
@@ -113,10 +113,11 @@ def _is_plain_lora(config: dict) -> bool:
     "Return True if the settings ask for nothing but a sum with B @ A; an unknown setting counts as unusual."
     unusual = {k: v for k, v in config.items() if k not in _NEUTRAL | _READ and v and v != "none"}
     patterns = [config.get(key) or {} for key in ("rank_pattern", "alpha_pattern")]
-    numbers = [config.get("r"), config.get("lora_alpha"), *(v for p in patterns for v in dict(p).values())]
-    if config.get("peft_type") != "LORA" or unusual or not all(isinstance(v, (int, float)) and v > 0 for v in numbers):
+    if config.get("peft_type") != "LORA" or unusual or not all(isinstance(p, dict) for p in patterns):
         return False
-    return config.get("init_lora_weights", True) in _OVERWRITTEN
+    numbers = [config.get("r"), config.get("lora_alpha"), *(v for p in patterns for v in p.values())]
+    whole = all(isinstance(v, (int, float)) and v > 0 for v in numbers)
+    return whole and config.get("init_lora_weights", True) in _OVERWRITTEN
 
 # %% ../../nbs/engine/08_adapters.ipynb #scale
 def _rank_and_scale(config: dict, layer: str) -> tuple[int, float]:
@@ -137,7 +138,8 @@ def _is_target(config: dict, layer: str) -> bool:
     targets = config.get("target_modules")
     if isinstance(targets, str):
         return re.fullmatch(targets, layer) is not None
-    return any(layer == t or layer.endswith(f".{t}") for t in targets or ())
+    targets = targets if isinstance(targets, list) else []
+    return any(layer == t or layer.endswith(f".{t}") for t in targets)
 
 
 def _shared_parameters(model: torch.nn.Module) -> set[int]:
@@ -265,12 +267,11 @@ def _add_biases(peft: torch.nn.Module) -> None:
 # %% ../../nbs/engine/08_adapters.ipynb #probe
 def _probe(model: torch.nn.Module, config: dict) -> torch.Tensor:
     "Return 16 token ids from all of the vocabulary and those that the adapter trains, (1, tokens)."
-    rows, trained = model.get_input_embeddings().weight.shape[0], set()
+    rows = model.get_input_embeddings().weight.shape[0]
     named = config.get("trainable_token_indices") or config.get("token_indices") or []
-    for indices in named.values() if isinstance(named, dict) else [named]:
-        trained.update(indices)
-    spread = {rows * i // 16 for i in range(16)}
-    return torch.tensor([sorted(spread | {t for t in sorted(trained)[:64] if t < rows})], device=model.device)
+    lists = [v for v in (named.values() if isinstance(named, dict) else [named]) if isinstance(v, list)]
+    trained = [token for tokens in lists for token in tokens if isinstance(token, int) and 0 <= token < rows]
+    return torch.tensor([sorted({rows * i // 16 for i in range(16)} | {*trained[:64]})], device=model.device)
 
 
 @torch.no_grad()
@@ -447,6 +448,11 @@ def _rounding(model: torch.nn.Module, ids: torch.Tensor, logits: torch.Tensor) -
         for hook in hooks:
             hook.remove()
 
+# %% ../../nbs/engine/08_adapters.ipynb #layers-copy
+def _layers_copy(model: torch.nn.Module) -> torch.nn.Module:
+    "Return a model of new layers over the same weights: PEFT replaces layers, and writes to no weight for plain LoRA."
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())})
+
 # %% ../../nbs/engine/08_adapters.ipynb #check-adapter
 def check_adapter(model: torch.nn.Module, folder: str | Path) -> float:
     """Try an adapter on the base `model`, which stays as it is; return how far the merged logits are from PEFT's.
@@ -454,12 +460,12 @@ def check_adapter(model: torch.nn.Module, folder: str | Path) -> float:
     `UserError` if the adapter does not fit, if merged it gives other logits than unmerged, or if the base was not
     restored to the byte. The return value is the largest difference as a part of the largest logit."""
     before, probe = fingerprint(model), _probe(model, adapter_settings(folder))
-    in_place = getattr(model, "is_quantized", False) or read_lora(model, folder) is not None
-    peft = load_adapter(model if in_place else _float32_copy(model), folder)
-    wanted = _unmerged_logits(peft, folder, probe)
-    if in_place:
-        peft.unload()
-    del peft
+    if getattr(model, "is_quantized", False):
+        with merged(model, folder) as peft:
+            wanted = _unmerged_logits(peft, folder, probe)
+    else:
+        make_copy = _float32_copy if read_lora(model, folder) is None else _layers_copy
+        wanted = _unmerged_logits(load_adapter(make_copy(model), folder), folder, probe)
     with merged(model, folder) as tuned:
         error = _difference(logits := _logits(tuned, probe), wanted)
         limit = EXACT if tuned.dtype == torch.float32 else max(EXACT, 4 * _rounding(tuned, probe, logits))
