@@ -79,7 +79,7 @@ def read_messages(turns: object, name: str, where: str) -> list[dict]:
 # %% ../../nbs/core/09_rows.ipynb #training-chat
 def _training_chat(row: dict, where: str) -> tuple[list[dict], object]:
     "Return the messages of a training row in any format that is read, and its target: None if the last turn is it."
-    found = [name for name in ("messages", "conversations", "completion") if name in row]
+    found = [name for name in ("messages", "conversations", "completion") if row.get(name) is not None]
     answers = [name for name in ("completion", "target") if row.get(name) is not None]
     if len(found) != 1 or len(answers) > 1:
         what = (
