@@ -21,7 +21,7 @@ from pathlib import Path
 
 from fastcore.basics import patch
 
-from .cases import Cases, Goal, Node, TooManyCases, both, exact, goal_of_name, named
+from .cases import Cases, Goal, Node, TooManyCases, both, exact, goal_of_name, is_failure, named
 from pocketguide.contract.dialect import (
     DRAFT,
     RegexProblem,
@@ -326,9 +326,11 @@ def number(self: Rules, case: dict) -> Scalar | None:
     kind = {"type": "integer" if case["integer"] else "number"}
     least, most = (case["low"], case["above"]), (case["high"], case["below"])
     if any(b is not None and b > FARTHEST for b in least) or any(b is not None and b < -FARTHEST for b in most):
-        for node in case["nodes"]:
-            for keyword in set(_BOUNDS) & set(node.contents):
-                self.cases.note(node, keyword, "rejected", f"bounds beyond {FARTHEST:.0e} cannot be followed")
+        stated = [(node, k) for node in case["nodes"] for k in _BOUNDS if k in node.contents]
+        for node, keyword in stated:
+            self.cases.note(node, keyword, "rejected", f"bounds beyond {FARTHEST:.0e} cannot be followed")
+        if not stated:  # they come of a negation, of which less may be written
+            return None
         return Scalar(kind | {"minimum": -LIMIT, "maximum": LIMIT})
     near = [b for b in (*least, *most) if b is not None and abs(b) <= FARTHEST]
     limit = min(2 * FARTHEST, max([LIMIT, *(2 * abs(b) for b in near)]))
@@ -638,16 +640,21 @@ def make_plan(schema: dict) -> Plan:
         why = str(e)
     except RecursionError:
         why = "it is nested too deep"
-    except Exception as e:  # a part that no meta-schema looks at, such as the target of a reference into "x-own"
+    except BaseException as e:  # a part that no meta-schema looks at, such as the target of a reference into "x-own"
+        if not is_failure(e):
+            raise
         why = f"a part of it cannot be read: {type(e).__name__}: {str(e)[:100]}"
     return _loose_plan(schema, rules, f"{why}; write fewer and simpler alternatives")
 
 # %% ../../nbs/contract/02_grammar.ipynb #plan-parts
 def _plan(schema: dict, rules: Rules) -> Plan:
     "Return the plan of rules that are not too many."
-    rules.cases.note_loops()
+    if rules.cases.note_loops():
+        return Plan(keyword_rows(schema, rules.cases), {"type": "null"}, False, empty=True)
     rules.make()
     if rules.cases.root not in rules.ends and rules.cases.root:
+        if rules.cases.has_end():
+            return _loose_plan(schema, rules, "nothing is left of it that a grammar can follow")
         notes = rules.cases.notes
         empty = [(*at, text) for at, (status, text) in notes.items() if status == "empty"]
         if empty:
