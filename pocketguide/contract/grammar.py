@@ -589,20 +589,30 @@ def write_object(self: Rules, rule: Object) -> dict:
     return schema | _open_object(names.pattern, self.place(names.goal), **counts)
 
 # %% ../../nbs/contract/02_grammar.ipynb #checked
+@lru_cache(maxsize=64)
+def _meta_schema_error(schema_json: str) -> tuple[str, str] | None:
+    "Return (what its draft's meta-schema finds wrong with a schema, where), or None; the text is the key of the cache."
+    schema = json.loads(schema_json)
+    try:
+        # Without a format checker, which would read patterns as Python's dialect.
+        validator_class(draft_of(schema)).check_schema(schema, format_checker=None)
+    except import_jsonschema().SchemaError as e:
+        return e.message[:160], e.json_path
+    return None
+
+
 def ensure_schema(schema, where: object = "schema") -> dict:
     "Return `schema` if it is a JSON Schema whose root is an object. `UserError` otherwise, naming the file `where`."
     if not isinstance(schema, dict):
         raise UserError("a JSON Schema is an object here", where, "write the root as {...}")
-    validator = validator_class(draft_of(schema))
     try:
-        json.dumps(schema)
-        validator.check_schema(schema, format_checker=None)  # which would read patterns as Python's dialect
-    except import_jsonschema().SchemaError as e:
-        raise UserError(f"not a JSON Schema: {e.message[:160]}", f"{where}: {e.json_path}", "fix it") from None
+        error = _meta_schema_error(json.dumps(schema))
     except RecursionError:
         raise UserError("the schema is nested too deep", where, "give its parts names under $defs") from None
     except (TypeError, ValueError) as e:
         raise UserError(f"the schema is not JSON: {str(e)[:120]}", where, "write it with JSON's own types") from None
+    if error:
+        raise UserError(f"not a JSON Schema: {error[0]}", f"{where}: {error[1]}", "fix it")
     return schema
 
 # %% ../../nbs/contract/02_grammar.ipynb #plan
