@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from functools import cache, partial
 from itertools import islice
 
-from .cases import Cases, canonical, exact
+from .cases import Cases, canonical, exact, is_failure
 from .dialect import RegexProblem, TooSlow, draft_of, pattern_found, read_pattern, subschemas
 
 # %% ../../nbs/contract/01_schema.ipynb #jsonschema-package
@@ -648,15 +648,23 @@ def schema_fault(schema: dict, validator) -> tuple[str, str] | None:
                 read_pattern(pattern)
             except RegexProblem as e:
                 return f"the pattern {shorten(pattern)} cannot be read", str(e)
+    cases = Cases(validator, draft_of(schema))
     try:
-        if not Cases(validator, draft_of(schema)).has_end():
+        if loops := cases.note_loops():
+            reference = shorten(loops[0][0].contents[loops[0][1]])
+            return (
+                f"the reference {reference} leads back to itself, without an end",
+                "let it stand for a part of the value",
+            )
+        if not cases.has_end():
             return (
                 "no answer fits the schema, or it has no end",
                 "let its references come to an end, and check its types",
             )
-    except Exception:  # too many cases, or a part that cannot be read: the grammar reports it; judging needs no cases
-        pass
-    return None
+    except BaseException as e:
+        if not is_failure(e):
+            raise
+    return None  # too many cases, or a part that cannot be read: the grammar reports it; judging needs no cases
 
 # %% ../../nbs/contract/01_schema.ipynb #schema-problems
 def schema_problems(value: object, validator) -> tuple[Problem, ...]:
@@ -676,7 +684,10 @@ def schema_problems(value: object, validator) -> tuple[Problem, ...]:
         return (Problem("schema", "recursion", "$", "nested too deep to be checked"),)
     except (TooMuchWork, TooSlow) as e:
         return (Problem("schema", "too_slow", "$", str(e)),)
-    except Exception as e:  # whatever a library raises: the answer is kept, and counts as not valid
+    except BaseException as e:
+        if not is_failure(e):
+            raise
+        # Whatever it is, the answer is kept, and counts as not valid.
         return (Problem("schema", "not_judged", "$", f"it could not be judged: {type(e).__name__}: {str(e)[:160]}"),)
 
 # %% ../../nbs/contract/01_schema.ipynb #check-any
