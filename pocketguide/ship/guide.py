@@ -28,7 +28,13 @@ from ..core.files import read_json
 from ..core.runs import Run, open_run, published_runs
 from ..engine.prompts import BuiltPrompt, build_prompts
 from ..travel.contract import PAYLOAD_TYPES, contract_schema
-from ..travel.prompts import Classification, contract_prompt, payload_type_prompt, question_facts, topic_prompt
+from pocketguide.travel.prompts import (
+    Classification,
+    contract_prompt,
+    payload_type_prompt,
+    question_facts,
+    topic_prompt,
+)
 
 # %% ../../nbs/ship/04_guide.ipynb #check-question
 MAX_CHARACTERS = 2000  # of a question; those that the model was trained on have at most a quarter of that
