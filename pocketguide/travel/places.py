@@ -893,17 +893,18 @@ def _facts(mention: _Mention, words: str = "") -> Facts:
     if mention.key in states() and (tier == "state" and not mention.code or _is_state(mention, tier)):
         return facts_for("United States")
     if mention.code and tier in ("landscape", "state") and mention.code in _own_countries(key, tier):
-        return facts_inside(mention.code, _name_in(words or mention.key))
-    if mention.code and not matches(key, mention.code):
-        return facts_inside(mention.code, _name_in(words or mention.key))
+        return facts_inside(mention.code, _name_in(words, mention.key))
+    if mention.code and key not in REGIONS and not matches(key, mention.code):
+        return facts_inside(mention.code, _name_in(words, mention.key))
     facts = _place_facts(key, mention.code, mention.state)
     written = None if mention.code or words.isascii() or facts.name == words else _as_written(key, words)
     return facts_of(written) if written and facts.population < 20 * written.population else facts
 
 
-def _name_in(words: str) -> str:
+def _name_in(words: str, key: str) -> str:
     "Return the name of a landscape or province in what was typed: `Isle of Skye` for `the isle of skye, scotland`."
-    name = re.sub(r"^the ", "", re.split(r"[,(]", words)[0].strip(), flags=re.I)
+    name = " ".join(re.split(r"[,(]", words or key)[0].split()[: len(key.split())])
+    name = re.sub(r"^the ", "", name, flags=re.I)
     return (
         name
         if not (name.islower() or name.isupper())
