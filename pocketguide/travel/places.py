@@ -45,7 +45,6 @@ from pocketguide.travel.gazetteer import (
     province_rows,
     provinces,
     similar_cities,
-    state_names,
     states,
     stem_matches,
     territory,
@@ -68,22 +67,24 @@ _NICKNAMES = dict(
     for pair in (
         "vegas:las vegas|nyc:new york city|rio:rio de janeiro|philly:philadelphia|cdmx:mexico city|joburg:johannesburg|"
         "frisco:san francisco|nola:new orleans|saint pete:saint petersburg|washington dc:washington|bkk:bangkok|"
-        "hcmc:ho chi minh city|saigon:ho chi minh city|big apple:new york city|barca:barcelona|newcastle:newcastle upon tyne|halong:ha long"
+        "hcmc:ho chi minh city|saigon:ho chi minh city|big apple:new york city|barca:barcelona|"
+        "newcastle:newcastle upon tyne|halong:ha long"
     ).split("|")
 )
 # Cities whose name means, to most travellers, a place elsewhere: no place, unless more is said
 _CONTESTED = set("ontario canton odessa kent suffolk surrey norfolk orleans gloucester worcester salamanca".split())
 # Words with a capital that say nothing of the place before them
 _ORDINARY = set(
-    "i we my our you your he she they it im ive id please thanks thank what how where when which who why can could should "
-    "do does is are will would need want looking going leaving arriving staying day days week weeks weekend month months "
-    "night nights hour hours trip itinerary hotel hotels hostel airport station itineraries tour tours travel guide with "
-    "without and or for from to in on at by of the a an but so then also budget cheap luxury family kids solo honeymoon "
-    "vegan vegetarian zoo museum marathon festival carnival metro train bus old town city center centre downtown food "
-    "wine pub nightlife visa police hospital embassy marathon christmas new year eve spring summer autumn fall winter "
-    "early late mid may jan feb mar apr jun jul aug sep sept oct nov dec mon tue wed thu fri sat sun checklist packing "
-    "list plan help any not no yes ideas tips things first second next two three four five six seven eight ten rainy "
-    "sunny easter ramadan diwali halloween thanksgiving emergency hello hi".split()
+    "i we my our you your he she they it im ive id please thanks thank what how where when which who why can "
+    "could should do does is are will would need want looking going leaving arriving staying day days week weeks "
+    "weekend month months night nights hour hours trip itinerary hotel hotels hostel airport station itineraries "
+    "tour tours travel guide with without and or for from to in on at by of the a an but so then also budget "
+    "cheap luxury family kids solo honeymoon vegan vegetarian zoo museum marathon festival carnival metro train "
+    "bus old town city center centre downtown food wine pub nightlife visa police hospital embassy marathon "
+    "christmas new year eve spring summer autumn fall winter early late mid may jan feb mar apr jun jul aug sep "
+    "sept oct nov dec mon tue wed thu fri sat sun checklist packing list plan help any not no yes ideas tips "
+    "things first second next two three four five six seven eight ten rainy sunny easter ramadan diwali halloween "
+    "thanksgiving emergency hello hi".split()
 )
 
 # %% ../../nbs/travel/04_places.ipynb #tier
@@ -207,8 +208,10 @@ _FIRST_NAMES = set(
 )
 _COMPANION = re.compile(r"\b(?:with|and i|me and|i and|us and|and my \w+|birthday of) $")
 _SOMEONE = re.compile(
-    r"(?:,? (?:and|&) (?:i|me|my|his|her|myself)\b|['’]s (?:birthday|passport|visa|flight|bag|wheelchair|allergy|luggage)|"
-    r",? (?:is|turns|who is|aged|age|has) (?:\d|a (?:vegan|vegetarian|wheelchair)|vegan|vegetarian|allergic|pregnant|my|our)|"
+    r"(?:,? (?:and|&) (?:i|me|my|his|her|myself)\b|"
+    r"['’]s (?:birthday|passport|visa|flight|bag|wheelchair|allergy|luggage)|"
+    r",? (?:is|turns|who is|aged|age|has) "
+    r"(?:\d|a (?:vegan|vegetarian|wheelchair)|vegan|vegetarian|allergic|pregnant|my|our)|"
     r",? (?:wants|loves|likes|hates|needs|prefers|says|asked|said|thinks|doesn|won|would like|gets sick|cannot)\b|"
     r" and \w+ (?:want|are|will|need|would|love|like|have)\b)"
 )
@@ -220,11 +223,12 @@ _THING = re.compile(  # after a name: a dish, an animal or another thing that is
     r"shepherds?|cow|hens?|clams?|shirts?|shoes|cigars?|rugs?|tea set|figurines?|salt|code|developer|towels?)\b"
 )
 _CARRIED = re.compile(
-    r"\s+(?:con carne|(?:in|into) (?:my |the |our )?(?:hand|carry|cabin|checked|hold|luggage|bag|baggage|suitcase|backpack))\b"
+    r"\s+(?:con carne|"
+    r"(?:in|into) (?:my |the |our )?(?:hand|carry|cabin|checked|hold|luggage|bag|baggage|suitcase|backpack))\b"
 )
 _HANDLED = re.compile(
-    r"\b(?:bring|bringing|pack|packing|carry|carrying|eat|eating|drink|drinking|wear|wearing|cook|allergic to|bottle of) "
-    r"(?:some |any |my |a |the )?$"
+    r"\b(?:bring|bringing|pack|packing|carry|carrying|eat|eating|drink|drinking|wear|wearing|cook|allergic to|"
+    r"bottle of) (?:some |any |my |a |the )?$"
 )
 _ENDS_PHRASE = re.compile(r"\s*(?:$|[.,;!?)]|\s(?:in|on|with|at|and|for|to|from|into|while|who|that|as|under|is|,)\b)")
 
@@ -281,7 +285,9 @@ class _Word(NamedTuple):
 
 _LINK = re.compile(r"['’]?[\s\-–]+['’‘ʻ]?|\.\s?|\s*&\s*|\s\(")  # a gap inside a name
 # Vowel signs of Indic and other scripts, points of Hebrew and Arabic, and combining accents belong to the word
-_SIGNS = "\u0300-\u036f\u0591-\u05c7\u064b-\u065f\u0670\u0900-\u0dff\u0e00-\u0eff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff"
+_SIGNS = (
+    "\u0300-\u036f\u0591-\u05c7\u064b-\u065f\u0670\u0900-\u0dff\u0e00-\u0eff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff"
+)
 _WORD = re.compile(
     rf"[^\W_][^\W_{_SIGNS}]*(?:[{_SIGNS}]+[^\W_]*)*"
     rf"(?:['’‘ʻʼ`´][^\W_]+|\.[^\W_](?![^\W_]))*|[{_SIGNS}]+[^\W_]*"
@@ -509,7 +515,11 @@ def _can_be_place(key: str, tier: str | None, setting: _Setting) -> bool:
     if tier == "landscape" and " " in bare:
         return True
     accents = caps and not raw.isascii()
-    if not accents and all(w in _everyday() for w in bare.split()) and not (" " in bare and tier in ("listed", "country")):
+    if (
+        not accents
+        and all(w in _everyday() for w in bare.split())
+        and not (" " in bare and tier in ("listed", "country"))
+    ):
         country = tier == "country" and mode != "upper" and raw[0].isupper()
         return country or _everyday_can_be_place(bare, tier, setting)
     if tier in ("listed", "country", "landscape") or (tier and not is_latin(key)):
@@ -553,7 +563,7 @@ def _longer_before(words: list[_Word], i: int, mode: str) -> bool:
 
 
 def _longer_after(words: list[_Word], j: int, key: str, tier: str | None, mode: str) -> bool:
-    "Return True if the name before word `j` begins a longer one that is not known: `Santiago de ...`, `York Peninsula`."
+    "Return True if the name before word `j` begins a longer one that is not known: `Santiago de ...`."
     if j >= len(words) or not re.fullmatch(r"\s+|-", words[j].gap):
         return False
     word, first = words[j].text, fold(words[j].text)
@@ -564,7 +574,13 @@ def _longer_after(words: list[_Word], j: int, key: str, tier: str | None, mode: 
     capital = mode == "mixed" and word[0].isupper()
     if first in _ELSEWHERE | _NEARBY and (capital or (mode != "mixed" and first in _ELSEWHERE)):
         return not (tier in ("listed", "big") and first in _NEARBY)
-    if not capital or word.isupper() or first in _ORDINARY | _everyday() | _NEVER or _tier(first) or name_entries(first):
+    if (
+        not capital
+        or word.isupper()
+        or first in _ORDINARY | _everyday() | _NEVER
+        or _tier(first)
+        or name_entries(first)
+    ):
         return False
     return key.split()[0] in _SAINTS or tier in ("city", "alias", None)
 
@@ -578,11 +594,11 @@ _METROPOLITAN = dict(
 )
 # Codes that are abbreviations, currencies, time zones, months or units
 _ABBREVIATIONS = set(
-    "ATM GPS SIM CEO DIY FAQ ETA ETD PDF VPN VIP USA USB VAT EUR USD GBP AUD CAD NZD CHF JPY CNY INR THB SEK NOK DKK PLN "
-    "CZK HUF TRY MXN BRL ZAR KRW SGD HKD MYR IDR PHP VND AED EST CET GMT UTC PST EDT PDT CST MST BST IST JST JAN FEB MAR "
-    "APR JUN JUL AUG SEP OCT NOV DEC MON TUE WED THU FRI SAT SUN MRI HIV BBQ LED DVD TSA DVT EHI NHS BNB CSV MSG GMO PCR "
-    "RER TGV ICE SBB DHL UPS API APP ADA ADHD CPR AED EPI EMT OCD PMS IBS COPD SPF UVA UVB LGB DSL SMS PIN OTP TBC TBA "
-    "ASAP FYI BTW IMO LOL OMG PLS THX AKA RSVP INC LTD LLC EEA UAE UKR NEW OLD".split()
+    "ATM GPS SIM CEO DIY FAQ ETA ETD PDF VPN VIP USA USB VAT EUR USD GBP AUD CAD NZD CHF JPY CNY INR THB SEK NOK "
+    "DKK PLN CZK HUF TRY MXN BRL ZAR KRW SGD HKD MYR IDR PHP VND AED EST CET GMT UTC PST EDT PDT CST MST BST IST "
+    "JST JAN FEB MAR APR JUN JUL AUG SEP OCT NOV DEC MON TUE WED THU FRI SAT SUN MRI HIV BBQ LED DVD TSA DVT EHI "
+    "NHS BNB CSV MSG GMO PCR RER TGV ICE SBB DHL UPS API APP ADA ADHD CPR AED EPI EMT OCD PMS IBS COPD SPF UVA "
+    "UVB LGB DSL SMS PIN OTP TBC TBA ASAP FYI BTW IMO LOL OMG PLS THX AKA RSVP INC LTD LLC EEA UAE UKR NEW OLD".split()
 )
 
 
@@ -592,7 +608,9 @@ def _code_words() -> frozenset[str]:
     return frozenset((files("pocketguide.travel") / "codes.txt").read_text(encoding="ascii").split())
 
 
-_FLIGHT = re.compile(r"\b(?:fl(?:y|ies|ying|ight|ights|ew)|land(?:s|ing|ed)?|airport|arriv\w+|layover|stopover|terminal|gate)\b")
+_FLIGHT = re.compile(
+    r"\b(?:fl(?:y|ies|ying|ight|ights|ew)|land(?:s|ing|ed)?|airport|arriv\w+|layover|stopover|terminal|gate)\b"
+)
 
 
 @lru_cache(1024)
@@ -614,7 +632,7 @@ def _airport_city(text: str, word: _Word, mode: str) -> Place | None:
     if mode == "upper" or not (len(code) == 3 and code.isascii() and code.isupper() and code.isalpha()):
         return None
     city = None if code in _ABBREVIATIONS else _city_of_airport(code)
-    if not city or not (code.lower() in _everyday() | _ORDINARY | _code_words()):
+    if not city or code.lower() not in _everyday() | _ORDINARY | _code_words():
         return city if city and city.population >= 50_000 else None
     near = re.search(r"\b(?:into|in|at|via|through|from) $", text[max(0, word.start - 10) : word.start].lower())
     return city if near and city.population >= 300_000 and _FLIGHT.search(text.lower()) else None
@@ -725,7 +743,7 @@ def _mention(text: str, words: list[_Word], i: int, n: int, mode: str) -> _Menti
 
 
 def _is_unclear(words: list[_Word], i: int, n: int, key: str, raw: str, tier: str | None, mode: str) -> bool:
-    "Return True if a name without a region beside it is part of a longer one, or means different places to different people."
+    "Return True if a name without a region beside it is part of a longer one, or as likely a place elsewhere."
     if key in _CONTESTED and (raw[0].isupper() or key not in ("canton", "odessa")):
         return True
     if tier in ("country", "landscape") or (tier == "state" and key in states()):
@@ -875,18 +893,23 @@ def _facts(mention: _Mention, words: str = "") -> Facts:
     if mention.key in states() and (tier == "state" and not mention.code or _is_state(mention, tier)):
         return facts_for("United States")
     if mention.code and tier in ("landscape", "state") and mention.code in _own_countries(key, tier):
-        return facts_inside(mention.code, _name_in(words or mention.key))
-    if mention.code and not matches(key, mention.code):
-        return facts_inside(mention.code, _name_in(words or mention.key))
+        return facts_inside(mention.code, _name_in(words, mention.key))
+    if mention.code and key not in REGIONS and not matches(key, mention.code):
+        return facts_inside(mention.code, _name_in(words, mention.key))
     facts = _place_facts(key, mention.code, mention.state)
     written = None if mention.code or words.isascii() or facts.name == words else _as_written(key, words)
     return facts_of(written) if written and facts.population < 20 * written.population else facts
 
 
-def _name_in(words: str) -> str:
+def _name_in(words: str, key: str) -> str:
     "Return the name of a landscape or province in what was typed: `Isle of Skye` for `the isle of skye, scotland`."
-    name = re.sub(r"^the ", "", re.split(r"[,(]", words)[0].strip(), flags=re.I)
-    return name if not (name.islower() or name.isupper()) else re.sub(r"\b(Of|The|De|Du)\b", lambda m: m[0].lower(), name.title())
+    name = " ".join(re.split(r"[,(]", words or key)[0].split()[: len(key.split())])
+    name = re.sub(r"^the ", "", name, flags=re.I)
+    return (
+        name
+        if not (name.islower() or name.isupper())
+        else re.sub(r"\b(Of|The|De|Du)\b", lambda m: m[0].lower(), name.title())
+    )
 
 
 def _is_state(mention: _Mention, tier: str | None) -> bool:
@@ -906,7 +929,13 @@ def _with_country_before(found: list[_Mention]) -> list[_Mention]:
     for i, (a, b) in enumerate(zip(found, found[1:])):
         if b.whole or b.code or b.start - a.end > 3 or not (a.whole or _tier(a.key) == "state"):
             continue
-        pairs = [(_country(a.key), None)] if a.whole else [("US", states()[a.key])] if a.key in states() else provinces(a.key)
+        pairs = (
+            [(_country(a.key), None)]
+            if a.whole
+            else [("US", states()[a.key])]
+            if a.key in states()
+            else provinces(a.key)
+        )
         for code, state in pairs:
             if _is_known(b.key, code, state or None):
                 found[i + 1] = b._replace(code=code, state=state or None, score=max(b.score, a.score), open=False)
@@ -940,7 +969,14 @@ def _best(found: list[_Mention]) -> _Mention:
     if any(m.whole for m in found):
         wide = ("landscape", "state")  # what is known of these is what is known of their country
         inside = {_country_of(m) for m in found if not (m.whole or m.open or m.score < 0 or _tier(m.key) in wide)}
-        found = [m for m in found if m.whole or _tier(m.key) not in wide or m.open or _country_of(m) not in {_country(w.key) for w in found if w.whole and w.score >= 0}]
+        found = [
+            m
+            for m in found
+            if m.whole
+            or _tier(m.key) not in wide
+            or m.open
+            or _country_of(m) not in {_country(w.key) for w in found if w.whole and w.score >= 0}
+        ]
         left = [m for m in found if not (m.whole and _country(m.key) in inside)]
         found = left or found
     return max(found, key=lambda m: m.score)
