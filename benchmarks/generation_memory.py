@@ -5,8 +5,8 @@
 
 Writes benchmarks/results/generation_memory.json (not with --tiny). Prompts have 560 to 700 tokens; end-of-turn tokens
 are ignored, so that every answer has the same length. `bound_gb` is weights + 1.3 times the keys and values of the
-largest batch + 4 GB: `peak_gb` (allocated) should stay below it. The rows named "not estimated" switch the estimate off,
-so that memory does run out: the batch that goes on should be at least half the largest that fits.
+largest batch + 4 GB: `peak_gb` (allocated) should stay below it. The rows named "not estimated" switch the estimate
+off, so that memory does run out: the batch that goes on should be at least half the largest that fits.
 """
 
 import argparse

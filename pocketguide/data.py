@@ -419,10 +419,7 @@ def inform(
     if not found or not named and rng.random() < unknown:
         return replace(request, informed=False, destination={**request.destination, "place": []})
     others = [] if named else namesakes(found)
-    return replace(
-        request, facts=found, block=facts_block(found, request.airports), other=others[0] if others else ""
-    )
-
+    return replace(request, facts=found, block=facts_block(found, request.airports), other=others[0] if others else "")
 
 # %% ../nbs/01_data.ipynb #draw-row
 def draw_row(

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from fastcore.basics import patch
 
-from .cases import Cases, Goal, Node, TooManyCases, both, exact, goal_of_name, named
+from .cases import Cases, Goal, Node, TooManyCases, both, exact, goal_of_name, is_failure, named
 from pocketguide.contract.dialect import (
     DRAFT,
     RegexProblem,
@@ -326,9 +326,11 @@ def number(self: Rules, case: dict) -> Scalar | None:
     kind = {"type": "integer" if case["integer"] else "number"}
     least, most = (case["low"], case["above"]), (case["high"], case["below"])
     if any(b is not None and b > FARTHEST for b in least) or any(b is not None and b < -FARTHEST for b in most):
-        for node in case["nodes"]:
-            for keyword in set(_BOUNDS) & set(node.contents):
-                self.cases.note(node, keyword, "rejected", f"bounds beyond {FARTHEST:.0e} cannot be followed")
+        stated = [(node, k) for node in case["nodes"] for k in _BOUNDS if k in node.contents]
+        for node, keyword in stated:
+            self.cases.note(node, keyword, "rejected", f"bounds beyond {FARTHEST:.0e} cannot be followed")
+        if not stated:  # they come of a negation, of which less may be written
+            return None
         return Scalar(kind | {"minimum": -LIMIT, "maximum": LIMIT})
     near = [b for b in (*least, *most) if b is not None and abs(b) <= FARTHEST]
     limit = min(2 * FARTHEST, max([LIMIT, *(2 * abs(b) for b in near)]))
@@ -587,20 +589,30 @@ def write_object(self: Rules, rule: Object) -> dict:
     return schema | _open_object(names.pattern, self.place(names.goal), **counts)
 
 # %% ../../nbs/contract/02_grammar.ipynb #checked
+@lru_cache(maxsize=64)
+def _meta_schema_error(schema_json: str) -> tuple[str, str] | None:
+    "Return (what its draft's meta-schema finds wrong with a schema, where), or None; the text is the key of the cache."
+    schema = json.loads(schema_json)
+    try:
+        # Without a format checker, which would read patterns as Python's dialect.
+        validator_class(draft_of(schema)).check_schema(schema, format_checker=None)
+    except import_jsonschema().SchemaError as e:
+        return e.message[:160], e.json_path
+    return None
+
+
 def ensure_schema(schema, where: object = "schema") -> dict:
     "Return `schema` if it is a JSON Schema whose root is an object. `UserError` otherwise, naming the file `where`."
     if not isinstance(schema, dict):
         raise UserError("a JSON Schema is an object here", where, "write the root as {...}")
-    validator = validator_class(draft_of(schema))
     try:
-        json.dumps(schema)
-        validator.check_schema(schema, format_checker=None)  # which would read patterns as Python's dialect
-    except import_jsonschema().SchemaError as e:
-        raise UserError(f"not a JSON Schema: {e.message[:160]}", f"{where}: {e.json_path}", "fix it") from None
+        error = _meta_schema_error(json.dumps(schema))
     except RecursionError:
         raise UserError("the schema is nested too deep", where, "give its parts names under $defs") from None
     except (TypeError, ValueError) as e:
         raise UserError(f"the schema is not JSON: {str(e)[:120]}", where, "write it with JSON's own types") from None
+    if error:
+        raise UserError(f"not a JSON Schema: {error[0]}", f"{where}: {error[1]}", "fix it")
     return schema
 
 # %% ../../nbs/contract/02_grammar.ipynb #plan
@@ -638,16 +650,21 @@ def make_plan(schema: dict) -> Plan:
         why = str(e)
     except RecursionError:
         why = "it is nested too deep"
-    except Exception as e:  # a part that no meta-schema looks at, such as the target of a reference into "x-own"
+    except BaseException as e:  # a part that no meta-schema looks at, such as the target of a reference into "x-own"
+        if not is_failure(e):
+            raise
         why = f"a part of it cannot be read: {type(e).__name__}: {str(e)[:100]}"
     return _loose_plan(schema, rules, f"{why}; write fewer and simpler alternatives")
 
 # %% ../../nbs/contract/02_grammar.ipynb #plan-parts
 def _plan(schema: dict, rules: Rules) -> Plan:
     "Return the plan of rules that are not too many."
-    rules.cases.note_loops()
+    if rules.cases.note_loops():
+        return Plan(keyword_rows(schema, rules.cases), {"type": "null"}, False, empty=True)
     rules.make()
     if rules.cases.root not in rules.ends and rules.cases.root:
+        if rules.cases.has_end():
+            return _loose_plan(schema, rules, "nothing is left of it that a grammar can follow")
         notes = rules.cases.notes
         empty = [(*at, text) for at, (status, text) in notes.items() if status == "empty"]
         if empty:

@@ -20,6 +20,7 @@ from typing import ClassVar
 
 from fastcore.basics import patch
 
+from .cases import is_failure
 from .grammar import ensure_schema, read_schema
 from pocketguide.contract.schema import (
     CATEGORIES,
@@ -179,7 +180,9 @@ def judge_safely(self: Task, text: str, question: dict, finish_reason: str | Non
     not lost by one of them."""
     try:
         return self.judge(text, question, finish_reason)
-    except Exception as e:
+    except BaseException as e:
+        if not is_failure(e):
+            raise
         note = f"it could not be judged: {type(e).__name__}: {str(e)[:160]}"
         return Verdict("not_judged", problems=(Problem("not_judged", "not_judged", "$", note),))
 

@@ -103,7 +103,7 @@ class Engine:
         batch_size: int | str = 8,  # or "auto"
         max_new_tokens: int | list[int] = 1024,  # this and the next: as in `DecodeOptions`
         stop_on_json: bool = True,
-        cuda_graphs: bool | None = None,  # None: on a GPU, unless weights are quantised
+        cuda_graphs: bool | None = None,  # None: on a GPU, unless weights are quantised or there are experts
         steps: int | None = None,  # between two looks at the rows; a look costs a synchronisation: 16 on a GPU, else 1
         grammar: Grammar | None = None,  # must know the model's vocabulary size and its ends of turn
         forced_tokens: bool | None = None,  # None: on a CPU
@@ -114,7 +114,9 @@ class Engine:
         self.batch_size, self.max_new_tokens, self.stop_on_json = batch_size, max_new_tokens, stop_on_json
         self.grammar, self.ends = grammar, end_tokens(model, tokenizer)
         cuda = self.device.type == "cuda"
-        recordable = cuda and not getattr(model, "is_quantized", False)  # bitsandbytes' kernels cannot be recorded
+        # Neither bitsandbytes' kernels can be recorded, nor a choice of experts, whose numbers of rows vary
+        experts = any(getattr(model.config, key, None) for key in ("num_local_experts", "num_experts"))
+        recordable = cuda and not experts and not getattr(model, "is_quantized", False)
         self.cuda_graphs = recordable if cuda_graphs is None else cuda_graphs
         self.forced_tokens = not cuda if forced_tokens is None else forced_tokens
         self.steps = steps or (16 if cuda else 1)
@@ -443,7 +445,7 @@ def _is_out_of_memory(error: BaseException) -> bool:
 
 @patch
 def _next_size(self: Engine, prompts: list[list[int]], limits: list[int], room: int | None) -> int:
-    "Return the rows of the next batch for the prompts that wait; say in one line if memory makes them fewer than asked."
+    "Return the rows of the next batch for the prompts that wait; say so in a line if memory makes them fewer."
     size = self.size_for(prompts, limits)
     if room is not None:
         return max(1, min(size, room // self.capacity(prompts, limits)))

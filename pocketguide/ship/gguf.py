@@ -223,7 +223,7 @@ def provenance(run: Run, cfg: Config) -> dict[str, str]:
         "license": origin.get("license", ""),
         "base_model": name.removeprefix("pypi:"),
         "base_organization": origin.get("organization", ""),
-        "dataset": Path(cfg.data.train).parent.name,
+        "dataset": Path(cfg.data.train).parent.name if (run.path / "config.yaml").is_file() else "",
         "dataset_hash": (meta.get("data_hash") or {}).get("train", ""),
         "git_commit": meta.get("git_commit") or git_commit() or "",
         "run_id": run.run_id,
@@ -243,9 +243,10 @@ def add_provenance(writer: gguf.GGUFWriter, origin: dict[str, str], fmt: Format)
     writer.add_base_model_name(0, origin["base_model"])
     if origin["base_organization"]:
         writer.add_base_model_organization(0, origin["base_organization"])
-    writer.add_dataset_count(1)
-    writer.add_dataset_name(0, "PocketGuide")
-    writer.add_dataset_version(0, origin["dataset"])
+    if origin["dataset"]:
+        writer.add_dataset_count(1)
+        writer.add_dataset_name(0, "PocketGuide")
+        writer.add_dataset_version(0, origin["dataset"])
     for key in ("git_commit", "run_id", "dataset_hash", "contract"):
         if origin[key]:
             writer.add_string(f"pocketguide.{key}", origin[key])

@@ -26,7 +26,13 @@ from ..core.files import read_json
 from ..core.runs import Run, open_run, published_runs
 from ..engine.prompts import BuiltPrompt, build_prompts
 from ..travel.contract import PAYLOAD_TYPES, contract_schema
-from ..travel.prompts import Classification, contract_prompt, payload_type_prompt, question_facts, topic_prompt
+from ..travel.places import unrecognised_place
+from pocketguide.travel.prompts import (
+    Classification,
+    contract_prompt,
+    payload_type_prompt,
+    topic_prompt,
+)
 
 # %% ../../nbs/ship/04_guide.ipynb #check-question
 MAX_CHARACTERS = 2000  # of a question; those that the model was trained on have at most a quarter of that
@@ -129,7 +135,7 @@ class Answer:
         default_factory=dict
     )  # of each payload type; empty if the model was not asked
     topic: str = ""  # what the question is about, in the model's words; empty if it was not asked
-    place: str | None = None  # of which facts were shown; empty if none was recognised, None if none was looked for
+    unrecognised: str = ""  # words of the question that name its place, if it was not recognised
     problem: str = ""  # why it is not valid; empty if it is
     remark: str = ""  # what makes no sense in a valid answer
 
@@ -147,10 +153,11 @@ def doubt(self: Answer) -> str:
 
 @patch(as_prop=True)
 def unplaced(self: Answer) -> str:
-    "Return a note for a user whose place was not recognised; empty if it was, or if none was looked for."
-    if self.place != "":
+    "Return a note for a user whose place was not recognised; empty if it was, or if the question names none."
+    if not self.unrecognised:
         return ""
-    return "no place was recognised in the question: the answer has no local facts and no emergency number"
+    so = "the answer has no local facts and no emergency number; add the country, or the province"
+    return f"the place {self.unrecognised!r} was not recognised: {so}"
 
 
 @patch(as_prop=True)
@@ -352,19 +359,16 @@ def ask(
         completion.num_tokens,
         (heard.first or done) - started,
         done - started,
-        place=self.place_of(question),
+        unrecognised=self.unrecognised(question),
         **_recognised(found),
     )
     return self._validated(payload_type)
 
 # %% ../../nbs/ship/04_guide.ipynb #guide-ask-parts
 @patch
-def place_of(self: Guide, question: str) -> str | None:
-    "Return the place of which a question's prompt shows facts; empty if none was recognised, None if none is shown."
-    if not (self.travel and self.options.facts):
-        return None
-    facts = question_facts(self.clean(question))
-    return facts.name if facts else ""
+def unrecognised(self: Guide, question: str) -> str:
+    "Return the words of a question that name its place, if prompts show facts and it was not recognised; else nothing."
+    return unrecognised_place(self.clean(question)) if self.travel and self.options.facts else ""
 
 
 @patch

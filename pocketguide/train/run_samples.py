@@ -421,7 +421,6 @@ def _make_engine(task: Task, settings: EvalSettings, model, tokenizer) -> Engine
         grammar = Grammar(tokenizer, task.schema, model.config.vocab_size, ends, best_effort=best_effort)
     return Engine(model, tokenizer, settings.batch_size, settings.max_new_tokens or ANSWER_LIMIT, grammar=grammar)
 
-
 # %% ../../nbs/03_batched_eval.ipynb #tuned
 @contextlib.contextmanager
 def _tuned(work: _Evaluation, run: Run):

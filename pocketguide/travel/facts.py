@@ -678,4 +678,3 @@ def facts_of(place: Place) -> Facts:
 def facts_inside(country: str, name: str) -> Facts:
     "Return the facts of a country (ISO code) under the `name` of a province or landscape in it."
     return replace(_build(country, None, ()), name=name, alternates=(), features=())
-
