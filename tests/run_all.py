@@ -10,9 +10,11 @@ Two jobs run at a time, the longest first (by `SECONDS`, measured on two cores),
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -77,11 +79,52 @@ def drift() -> str | None:
     return f"{how}:\n{changed}" if changed else None
 
 
+class Forks:
+    "Hold the processes of `notebook_forks.py`, one per thread that tests notebooks."
+
+    def __init__(self):
+        self.of_thread, self.started = threading.local(), []
+
+    def test(self, path: Path, flags: str, env: dict[str, str]) -> tuple[int, str]:
+        "Return (exit code, output) of the tests of one notebook."
+        if not hasattr(self.of_thread, "process"):
+            command = [sys.executable, str(ROOT / "tests/notebook_forks.py")]
+            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+            self.of_thread.process = subprocess.Popen(command, cwd=ROOT, env=ENV, text=True, **pipes)
+            self.started.append(self.of_thread.process)
+        process = self.of_thread.process
+        with tempfile.NamedTemporaryFile("r") as log:
+            job = {"path": str(path), "flags": flags, "env": env, "log": log.name}
+            process.stdin.write(json.dumps(job) + "\n")
+            process.stdin.flush()
+            code = process.stdout.readline()
+            return (int(code), log.read()) if code else (1, "notebook_forks.py has ended")
+
+    def close(self) -> None:
+        "End the processes."
+        for process in self.started:
+            process.stdin.close()
+            process.wait()
+
+
+FORKS = Forks()
+
+
+def imports_torch(path: Path) -> bool:
+    "Return True if a notebook imports PyTorch, itself or by a module of the project."
+    return (
+        re.search(r"\bimport torch|\bfrom (pocketguide)?[.]+(engine|train)\b", path.read_text(encoding="utf-8"))
+        is not None
+    )
+
+
 def notebook(path: Path, slow: bool) -> str | None:
     "Run the tests of one notebook."
-    flags = ["--flags", "slow"] if slow else []
-    command = (BIN / "nbdev_test", "--path", path, "--n_workers", "0", *flags)
-    return failed(run(*command, POCKETGUIDE_SLOW="1" if slow else "0"))
+    flags, env = "slow" if slow else "", {"POCKETGUIDE_SLOW": "1" if slow else "0"}
+    if imports_torch(path):
+        return failed(FORKS.test(path, flags, env))
+    command = (BIN / "nbdev_test", "--path", path, "--n_workers", "0", *(["--flags", flags] if flags else []))
+    return failed(run(*command, **env))
 
 
 def dataset() -> str | None:
@@ -165,6 +208,7 @@ def main() -> int:
     order = sorted(chosen, key=lambda name: -SECONDS.get(name, 1e9))
     with ThreadPoolExecutor(2) as pool:
         results = list(pool.map(lambda name: timed(name, chosen[name]), order))
+    FORKS.close()
     problems = {name: problem for name, problem, _ in results if problem}
     for name, problem in problems.items():
         print(f"\n--- {name}\n{problem}")

@@ -114,7 +114,8 @@ def joint_projections(model: torch.nn.Module):
             joined.append(SharedInput(layers, partial(_joint_product, join_weights(layers), layers)))
         yield model
     finally:
-        for shared in joined:
+        while joined:  # group by group, so that no more than one joint weight is there beside its parts
+            shared = joined.pop()
             shared.undo()
             split_weights(shared.layers)
 
