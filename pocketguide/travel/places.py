@@ -524,7 +524,7 @@ def _can_be_place(key: str, tier: str | None, setting: _Setting) -> bool:
     if (
         not accents
         and all(w in _everyday() for w in bare.split())
-        and not (" " in bare and tier in ("listed", "country"))
+        and not (" " in bare and (tier in ("listed", "country") or (tier == "big" and caps)))
     ):
         country = tier == "country" and mode != "upper" and raw[0].isupper()
         return country or _everyday_can_be_place(bare, tier, setting)
