@@ -87,6 +87,12 @@ _ORDINARY = set(
     "thanksgiving emergency hello hi".split()
 )
 
+
+@cache
+def _common() -> frozenset[str]:
+    "Return the words that say nothing of a place beside them."
+    return _everyday() | _ORDINARY | _NEVER
+
 # %% ../../nbs/travel/04_places.ipynb #tier
 _TIER_SCORE = {
     "listed": 2.5,
@@ -390,7 +396,7 @@ def _regions(text: str, comma: bool, mode: str, ends: bool) -> list[tuple[str, s
         regions.append((code, None))
     if (len(key) > 3 and key in states()) or key == "dc":
         regions.append(("US", states()[key]))
-    if len(bare) > 3 and (bare not in _everyday() | _ORDINARY or (mode == "mixed" and text[0].isupper())):
+    if len(bare) > 3 and (bare not in _common() or (mode == "mixed" and text[0].isupper())):
         regions += provinces(bare)
         regions += [(country, None) for country in landscapes().get(bare, ()) if comma]
         regions += [(REGIONS[bare][1], None)] if bare in REGIONS else []
@@ -449,7 +455,7 @@ def _unknown_qualifier(words: list[_Word], j: int, key: str, mode: str) -> int |
     named = [n for n in (3, 2, 1) if j + n <= len(words) and _linked(words, j, n)]
     for n in named:
         name = fold(" ".join(word.text for word in words[j : j + n]))
-        if n == 1 and name in _everyday() | _ORDINARY and not (mode == "mixed" and words[j].text[0].isupper()):
+        if n == 1 and name in _common() and not (mode == "mixed" and words[j].text[0].isupper()):
             return None
         if len(name) > 3 and _is_region_name(name):
             return None if _list_goes_on(words, j + n) else j + n
@@ -458,7 +464,7 @@ def _unknown_qualifier(words: list[_Word], j: int, key: str, mode: str) -> int |
         if _tier(name) or is_place_name(name, CITY_NAME):
             return None
     word = words[j].text
-    if mode != "mixed" or not word[0].isupper() or fold(word) in _ORDINARY | _everyday() | _NEVER:
+    if mode != "mixed" or not word[0].isupper() or fold(word) in _common():
         return None
     end = j + 1
     while end < len(words) and words[end].gap.isspace() and words[end].text[0].isupper():
@@ -518,7 +524,7 @@ def _can_be_place(key: str, tier: str | None, setting: _Setting) -> bool:
     if (
         not accents
         and all(w in _everyday() for w in bare.split())
-        and not (" " in bare and tier in ("listed", "country"))
+        and not (" " in bare and (tier in ("listed", "country") or (tier == "big" and caps)))
     ):
         country = tier == "country" and mode != "upper" and raw[0].isupper()
         return country or _everyday_can_be_place(bare, tier, setting)
@@ -574,13 +580,7 @@ def _longer_after(words: list[_Word], j: int, key: str, tier: str | None, mode: 
     capital = mode == "mixed" and word[0].isupper()
     if first in _ELSEWHERE | _NEARBY and (capital or (mode != "mixed" and first in _ELSEWHERE)):
         return not (tier in ("listed", "big") and first in _NEARBY)
-    if (
-        not capital
-        or word.isupper()
-        or first in _ORDINARY | _everyday() | _NEVER
-        or _tier(first)
-        or name_entries(first)
-    ):
+    if not capital or word.isupper() or first in _common() or _tier(first) or name_entries(first):
         return False
     return key.split()[0] in _SAINTS or tier in ("city", "alias", None)
 
@@ -632,7 +632,7 @@ def _airport_city(text: str, word: _Word, mode: str) -> Place | None:
     if mode == "upper" or not (len(code) == 3 and code.isascii() and code.isupper() and code.isalpha()):
         return None
     city = None if code in _ABBREVIATIONS else _city_of_airport(code)
-    if not city or code.lower() not in _everyday() | _ORDINARY | _code_words():
+    if not city or (code.lower() not in _common() and code.lower() not in _code_words()):
         return city if city and city.population >= 50_000 else None
     near = re.search(r"\b(?:into|in|at|via|through|from) $", text[max(0, word.start - 10) : word.start].lower())
     return city if near and city.population >= 300_000 and _FLIGHT.search(text.lower()) else None
@@ -660,9 +660,10 @@ def _setting(text: str, words: list[_Word], i: int, n: int, mode: str, raw: str)
     return _Setting(raw, before, near, caps, mode, first.opens)
 
 
+@lru_cache(4096)
 def _inflected(key: str) -> str:
     "Return the known name of which Cyrillic or Greek `key` is another case: `москва` for `москве`; else `key`."
-    if not "\u0370" <= key[:1] < "\u0530" or len(key) < 4 or _tier(key):
+    if not "\u0370" <= key[:1] < "\u0530" or len(key) < 4 or key.count(" ") > 2 or _tier(key):
         return key
     for stem in (key[:-1], key[:-2]) if len(key) > 5 else (key[:-1],):
         for end in "аяьйыия":
