@@ -639,15 +639,31 @@ def any_validator(schema: dict):
     return validator_class(draft_of(schema))(root, registry=REGISTRY)
 
 # %% ../../nbs/contract/01_schema.ipynb #schema-fault
-def schema_fault(schema: dict, validator) -> tuple[str, str] | None:
-    "Return (what, how to fix it) if a schema cannot be judged by: a pattern that is not read, or no value that fits."
-    for _, node in subschemas(schema):
-        patterns = node.get("patternProperties", {})
-        for pattern in [*([node["pattern"]] if isinstance(node.get("pattern"), str) else []), *patterns]:
+def _pattern_fault(schema: dict) -> tuple[str, str] | None:
+    "Return (what, how to fix it) for the first pattern in a schema that is not read."
+    nodes = [node for _, node in subschemas(schema)]
+    unevaluated = any("unevaluatedProperties" in node for node in nodes)
+    for node in nodes:
+        of_names = node.get("patternProperties", {})
+        for pattern in [*of_names, *([node["pattern"]] if isinstance(node.get("pattern"), str) else [])]:
             try:
                 read_pattern(pattern)
+                if unevaluated and pattern in of_names:
+                    re.compile(pattern)  # jsonschema reads it so to find what is evaluated
             except RegexProblem as e:
                 return f"the pattern {shorten(pattern)} cannot be read", str(e)
+            except re.error as e:
+                return (
+                    f"the pattern {shorten(pattern)} cannot be read beside unevaluatedProperties",
+                    f"simplify it: {e}",
+                )
+    return None
+
+
+def schema_fault(schema: dict, validator) -> tuple[str, str] | None:
+    "Return (what, how to fix it) if a schema cannot be judged by: a pattern that is not read, or no value that fits."
+    if fault := _pattern_fault(schema):
+        return fault
     cases = Cases(validator, draft_of(schema))
     try:
         if loops := cases.note_loops():
