@@ -417,7 +417,7 @@ def _stream_alone(
     self: Engine, prompts, waiting: deque, how: DecodeOptions, progress, on_token
 ) -> Iterator[Completion]:
     "Yield completions of the `waiting` prompts, each decoded alone by transformers."
-    batch = _Batch(self, how, prompts, waiting, 0, on_token)  # for its way to read tokens
+    batch = _Batch(self, how, prompts, waiting, 1, on_token)  # for its way to read tokens
     for i in waiting:
         row, kept = _ActiveRow(i, len(prompts[i]), time.perf_counter(), TextStream(self._decode)), []
 
