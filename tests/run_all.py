@@ -180,11 +180,16 @@ def commands() -> str | None:
     return failed(python("tests/commands.py"))
 
 
+def fuzz() -> str | None:
+    "Put random schemas through prompt, grammar and judging, and random texts through `check`."
+    return failed(python("tests/fuzz_schemas.py"))
+
+
 def jobs(slow: bool) -> dict[str, Callable[[], str | None]]:
     "Return every job by name."
     notebooks = sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
     named = {str(p.relative_to(ROOT)): lambda p=p: notebook(p, slow) for p in notebooks}
-    checks = (lint, architecture, drift, dataset, commands, wheel, lab, page)
+    checks = (lint, architecture, drift, dataset, commands, fuzz, wheel, lab, page)
     return named | {check.__name__: check for check in checks}
 
 
