@@ -160,7 +160,8 @@ def config(self: Run) -> Config:
     if not isinstance(base, str) or not base:
         how = f"write 'name: x' and 'base_model_id: <its base model>' into {path}"
         raise UserError("the adapter does not name its base model", self.adapter, how)
-    return Config(name=re.sub(r"^[^A-Za-z0-9]+|[^\w.-]", "", self.name) or "adapter", base_model_id=base)
+    name = re.sub(r"[^\w.-]", "-", re.sub(r"^[^A-Za-z0-9]+", "", self.name))  # as `load_config` allows
+    return Config(name=name or "adapter", base_model_id=base)
 
 # %% ../../nbs/core/05_runs.ipynb #new-run-id
 def new_run_id(name: str, root: str | Path, now: datetime | None = None) -> str:
