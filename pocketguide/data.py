@@ -622,9 +622,19 @@ def _manifest(built: DatasetVersion, builder: Builder, content: str | Path) -> d
         "packages": {name: package_version(name) for name in FACT_PACKAGES},
         "counts": counts,
         "most_shared": {"share": share, "records": ids},
-        "files": {name: {"rows": text.count("\n"), "sha256": _sha256(text)} for name, text in built.files.items()},
+        "files": {name: _file_entry(built, builder.plan, name, text) for name, text in built.files.items()},
         "suites": {name: {"rows": len(rows), "sha256": _sha256(to_jsonl(rows))} for name, rows in built.suites.items()},
     }
+
+
+def _file_entry(built: DatasetVersion, plan: Plan, name: str, text: str) -> dict:
+    "Return what the manifest says of a file; of `forms.jsonl`, which need not be kept, the hash of each stretch too."
+    entry = {"rows": text.count("\n"), "sha256": _sha256(text)}
+    if name != "forms.jsonl":
+        return entry
+    numbered = {int(row["id"].rpartition("-")[2]): row for row in built.forms}
+    parts = [[numbered[n] for n in numbers if n in numbered] for numbers in stretches(plan.forms)]
+    return {**entry, "stretches": [_sha256(to_jsonl(rows)) for rows in parts]}
 
 # %% ../nbs/01_data.ipynb #library-strings
 STRETCHES = 10  # of each split of a large version
@@ -773,12 +783,18 @@ def skip(self: Builder, rows: Iterable[dict]) -> None:
             self.index.add(row["id"], sentences(row["response"], place_names(row)))
 
 # %% ../nbs/01_data.ipynb #choose-stretches
-def choose_stretches(checkpoints: Sequence[dict], share: float, seed: int | str) -> list[int]:
-    "Return the positions of the checkpoints whose stretches are verified: of each split `share` of them, at least one."
+def choose_stretches(
+    checkpoints: Sequence[dict], share: float, seed: int | str, absent: Sequence[str] = ()
+) -> list[int]:
+    """Return the positions of the checkpoints whose stretches are verified: of each split `share` of them, at least one.
+
+    They are drawn by the seed; of splits that are `absent`, whose rows are not there to go on from, they are the first."""
     chosen = []
     for split in dict.fromkeys(checkpoint["split"] for checkpoint in checkpoints):
         own = [i for i, checkpoint in enumerate(checkpoints) if checkpoint["split"] == split]
-        chosen += pick_some(random.Random(f"verify/{split}/{seed}"), own, max(1, round(share * len(own))))
+        number = max(1, round(share * len(own)))
+        drawn = pick_some(random.Random(f"verify/{split}/{seed}"), own, number)
+        chosen += own[:number] if split in absent else drawn
     return sorted(chosen)
 
 # %% ../nbs/01_data.ipynb #published
@@ -791,10 +807,19 @@ class Published:
     content: str | Path
     manifest: dict
 
+    @property
+    def absent(self) -> tuple[str, ...]:
+        "Return the splits that are not kept, because the manifest has the hash of every stretch of them."
+        files = self.manifest["files"].items()
+        names = [name for name, file in files if "stretches" in file and not packed(self.folder / name).exists()]
+        return tuple(name.removesuffix(".jsonl") for name in names)
+
     def check_files(self) -> None:
         "Raise a `UserError` if a file, or the library, is not the one that the manifest names."
         for name, published in self.manifest["files"].items():
             path = self.folder / name
+            if path.stem in self.absent:
+                continue
             if not packed(path).exists() or file_hash(path) != published["sha256"]:
                 raise UserError("the file is not the published one", path, "restore it from the repository")
         if library_hash(self.content, self.plan.layers) != self.manifest["bank_sha256"]:
@@ -822,6 +847,22 @@ def _first_difference(built: Sequence[dict], published: Sequence[dict]) -> str |
     return longer[min(len(built), len(published))]["id"] if len(built) != len(published) else None
 
 
+@patch
+def stretch_difference(
+    self: Published, split: str, numbers: range, built: Sequence[dict], rows: Sequence[dict]
+) -> str | None:
+    "Return what differs between a stretch as built and as published, by its `rows` or, if it is absent, by its hash."
+    if split not in self.absent:
+        return _first_difference(built, rows)
+    hashes = self.manifest["files"][f"{split}.jsonl"]["stretches"]
+    position = [part.start for part in stretches(self.plan.forms)].index(numbers.start)
+    return (
+        None
+        if _sha256(to_jsonl(built)) == hashes[position]
+        else f"a row of {split} {numbers.start} to {numbers.stop - 1}"
+    )
+
+
 def _verify_whole(version: Published) -> Iterator[str]:
     "Build a version without checkpoints again, all of it; yield one line for each of its files."
     built = build(version.plan.version, version.content, version.plan)
@@ -836,16 +877,17 @@ def _verify_stretches(version: Published, suites_folder: str | Path | None, shar
     "Build the chosen stretches again; yield one line for each."
     plan, folder = version.plan, version.folder
     splits = [*plan.records, *(["forms"] if plan.forms else [])]
-    published = {split: read_jsonl(folder / f"{split}.jsonl", unique="id") for split in splits}
+    kept = [split for split in splits if split not in version.absent]
+    published = {split: read_jsonl(folder / f"{split}.jsonl", unique="id") for split in kept}
     apart = [*_read_suites(suites_folder).values(), *(published[s] for s in plan.records if s != "train")]
     checkpoints = read_jsonl(folder / "checkpoints.jsonl")
-    chosen = choose_stretches(checkpoints, share, seed)
+    chosen = choose_stretches(checkpoints, share, seed, version.absent)
     builder = Builder(plan, load_library(version.content, plan.layers))
     builder.recorded = recorded_places(folder)
     log = Checkpoints(builder)
     for i, checkpoint in enumerate(checkpoints[: chosen[-1] + 1]):
         split, numbers = checkpoint["split"], range(checkpoint["start"], checkpoint["stop"])
-        rows = [row for row in published[split] if int(row["id"].rpartition("-")[2]) in numbers]
+        rows = [row for row in published.get(split, ()) if int(row["id"].rpartition("-")[2]) in numbers]
         if i not in chosen:
             builder.skip(rows)
             log.add(checkpoint)
@@ -853,11 +895,11 @@ def _verify_stretches(version: Published, suites_folder: str | Path | None, shar
         built = draw_stretch(builder, split, numbers)
         if split == "forms":
             built = without_leaks(built, apart)
-        if row_id := _first_difference(built, rows):
-            raise version.difference(f"{split}.jsonl", row_id)
+        if problem := version.stretch_difference(split, numbers, built, rows):
+            raise version.difference(f"{split}.jsonl", problem)
         if log.take(split, numbers) != checkpoint:
             raise version.difference("checkpoints.jsonl", f"what {split} {numbers.stop} starts from")
-        yield f"{split} {numbers.start} to {numbers.stop - 1}: {len(rows)} rows as published"
+        yield f"{split} {numbers.start} to {numbers.stop - 1}: {len(built)} rows as published"
 
 # %% ../nbs/01_data.ipynb #verify
 def verify(
