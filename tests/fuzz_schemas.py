@@ -185,7 +185,9 @@ def random_text(rng: random.Random) -> str:
     )
     kind = rng.randrange(6)
     if kind == 0:
-        return rng.choice("[{") * rng.choice((10, 64, 65, 3000, 100_000)) + rng.choice(("", "]" * 64))
+        return rng.choice("[{") * rng.choice(
+            (10, 64, 65, 3000, 20_000 if rng.random() < 0.9 else 100_000)
+        ) + rng.choice(("", "]" * 64))
     if kind == 1:
         return text[: rng.randrange(len(text) + 1)]
     if kind == 2:

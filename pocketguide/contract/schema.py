@@ -80,7 +80,8 @@ def _spans(text: str, start: int = 0) -> tuple[int | None, int]:
     for m in _TOKEN.finditer(text, start):
         if m[0] in "[{":
             depth += 1
-            deepest = max(deepest, depth)
+            if depth > deepest:  # `max` would take a third of the time
+                deepest = depth
         elif m[0] in "]}":
             depth -= 1
             if depth <= 0:
