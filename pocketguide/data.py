@@ -786,9 +786,9 @@ def skip(self: Builder, rows: Iterable[dict]) -> None:
 def choose_stretches(
     checkpoints: Sequence[dict], share: float, seed: int | str, absent: Sequence[str] = ()
 ) -> list[int]:
-    """Return the positions of the checkpoints whose stretches are verified: of each split `share` of them, at least one.
+    """Return the positions of the checkpoints whose stretches are verified: of each split `share`, at least one.
 
-    They are drawn by the seed; of splits that are `absent`, whose rows are not there to go on from, they are the first."""
+    They are drawn by the seed; of splits that are `absent`, whose rows nothing can go on from, they are the first."""
     chosen = []
     for split in dict.fromkeys(checkpoint["split"] for checkpoint in checkpoints):
         own = [i for i, checkpoint in enumerate(checkpoints) if checkpoint["split"] == split]

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['DEFAULT_BASE', 'PINNED', 'DTYPES', 'PinnedBase', 'verify_checksum', 'fetch_gguf', 'no_progress_bars', 'quiet_peft',
            'pinned_path', 'is_cached', 'base_path', 'weights_hash', 'base_hash', 'is_same_base', 'pick_device',
-           'pick_dtype', 'load_tokenizer', 'load_model', 'ModelSizes', 'model_sizes', 'rope_settings', 'context_length',
-           'check_tokens']
+           'pick_dtype', 'load_tokenizer', 'load_model', 'ModelSizes', 'text_config', 'model_sizes', 'rope_settings',
+           'context_length', 'check_tokens']
 
 # %% ../../nbs/engine/04_models.ipynb #imports
 import contextlib
@@ -317,9 +317,14 @@ class ModelSizes(NamedTuple):
     head_dim: int
 
 
+def text_config(config):
+    "Return the part of a config that describes the decoder of text; most configs have no other."
+    return config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
+
+
 def model_sizes(config) -> ModelSizes:
     "Return the sizes in a model's config, whatever its family calls them."
-    c = config.get_text_config(decoder=True)
+    c = text_config(config)
     heads = getattr(c, "num_attention_heads", None) or 1  # a recurrent model has none
     kv_heads = getattr(c, "num_key_value_heads", None) or (1 if getattr(c, "multi_query", False) else heads)
     named = [getattr(c, key, None) for key in ("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size")]
@@ -339,7 +344,7 @@ def rope_settings(config) -> list[dict]:
 
 def context_length(config) -> int | None:
     "Return how many tokens of prompt and answer together a model reads; None if its config names no limit."
-    c = config.get_text_config(decoder=True)
+    c = text_config(config)
     named = [getattr(c, key, None) for key in ("max_position_embeddings", "n_positions", "max_seq_len")]
     longest = next((n for n in named if isinstance(n, int) and n > 0), None)
     # These two kinds stretch the positions at hand; the others name the stretched length themselves
