@@ -622,19 +622,22 @@ def _manifest(built: DatasetVersion, builder: Builder, content: str | Path) -> d
         "packages": {name: package_version(name) for name in FACT_PACKAGES},
         "counts": counts,
         "most_shared": {"share": share, "records": ids},
-        "files": {name: _file_entry(built, builder.plan, name, text) for name, text in built.files.items()},
+        "files": {name: _file_entry(built, name, text) for name, text in built.files.items()},
         "suites": {name: {"rows": len(rows), "sha256": _sha256(to_jsonl(rows))} for name, rows in built.suites.items()},
     }
 
 
-def _file_entry(built: DatasetVersion, plan: Plan, name: str, text: str) -> dict:
+def _file_entry(built: DatasetVersion, name: str, text: str) -> dict:
     "Return what the manifest says of a file; of `forms.jsonl`, which need not be kept, the hash of each stretch too."
     entry = {"rows": text.count("\n"), "sha256": _sha256(text)}
     if name != "forms.jsonl":
         return entry
-    numbered = {int(row["id"].rpartition("-")[2]): row for row in built.forms}
-    parts = [[numbered[n] for n in numbers if n in numbered] for numbers in stretches(plan.forms)]
-    return {**entry, "stretches": [_sha256(to_jsonl(rows)) for rows in parts]}
+    hashes = {}
+    for part in [c for c in built.checkpoints if c["split"] == "forms"]:
+        numbers = range(part["start"], part["stop"])
+        rows = [row for row in built.forms if int(row["id"].rpartition("-")[2]) in numbers]
+        hashes[str(part["start"])] = _sha256(to_jsonl(rows))
+    return {**entry, "stretches": hashes}
 
 # %% ../nbs/01_data.ipynb #library-strings
 STRETCHES = 10  # of each split of a large version
@@ -855,12 +858,8 @@ def stretch_difference(
     if split not in self.absent:
         return _first_difference(built, rows)
     hashes = self.manifest["files"][f"{split}.jsonl"]["stretches"]
-    position = [part.start for part in stretches(self.plan.forms)].index(numbers.start)
-    return (
-        None
-        if _sha256(to_jsonl(built)) == hashes[position]
-        else f"a row of {split} {numbers.start} to {numbers.stop - 1}"
-    )
+    same = _sha256(to_jsonl(built)) == hashes[str(numbers.start)]
+    return None if same else f"a row of {split} {numbers.start} to {numbers.stop - 1}"
 
 
 def _verify_whole(version: Published) -> Iterator[str]:
