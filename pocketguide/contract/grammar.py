@@ -744,8 +744,10 @@ def property_order(schema: dict) -> dict[str, list[str]]:
     "Return the property names of every object by its path, in the grammar's order, with `?` after optional ones."
     orders = {}
     for steps, node in subschemas(schema):
-        required = node.get("required", []) if isinstance(node.get("required"), list) else []
-        if names := [*node.get("properties", {}), *(r for r in required if r not in node.get("properties", {}))]:
+        required, props = node.get("required"), node.get("properties")
+        required = required if isinstance(required, list) else []
+        props = [*props] if isinstance(props, dict) else []
+        if names := [*props, *(r for r in required if r not in props)]:
             orders[schema_path(steps)] = [n if n in required else f"{n}?" for n in names]
     return orders
 

@@ -489,13 +489,19 @@ def _root_noun(schema: dict) -> str:
     seen = []
     while "type" not in schema and isinstance(ref := schema.get("$ref"), str) and ref not in seen:
         seen.append(ref)
-        target = schema.get("$defs", schema.get("definitions", {})).get(ref.rpartition("/")[2])
+        named = schema.get("$defs", schema.get("definitions"))
+        target = named.get(ref.rpartition("/")[2]) if isinstance(named, dict) else None
         if not isinstance(target, dict):
             break
         schema = target
     ways = schema.get("anyOf", schema.get("oneOf", [schema]))
-    kinds = [way.get("type", "object" if "properties" in way else None) for way in ways if isinstance(way, dict)]
-    return kinds[0] if kinds and kinds[0] in ("object", "array") and kinds.count(kinds[0]) == len(ways) else "value"
+    kinds = [
+        w.get("type", "object" if "properties" in w else None)
+        for w in (ways if isinstance(ways, list) else [])
+        if isinstance(w, dict)
+    ]
+    same = isinstance(ways, list) and kinds.count(kinds[0] if kinds else None) == len(ways)
+    return kinds[0] if same and kinds and kinds[0] in ("object", "array") else "value"
 
 
 def schema_prompt(schema: dict) -> str:
@@ -645,7 +651,8 @@ def _pattern_fault(schema: dict) -> tuple[str, str] | None:
     nodes = [node for _, node in subschemas(schema)]
     unevaluated = any("unevaluatedProperties" in node for node in nodes)
     for node in nodes:
-        of_names = node.get("patternProperties", {})
+        of_names = node.get("patternProperties")
+        of_names = of_names if isinstance(of_names, dict) else {}  # no meta-schema looks into unknown keywords
         for pattern in [*of_names, *([node["pattern"]] if isinstance(node.get("pattern"), str) else [])]:
             try:
                 read_pattern(pattern)
