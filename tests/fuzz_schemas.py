@@ -209,7 +209,7 @@ def main() -> int:
     p.add_argument("--texts", type=int, default=2000)
     p.add_argument("--seed", type=int, default=0)
     a = p.parse_args()
-    found, slowest = {}, {"schema": (0.0, None), "text": (0.0, None)}
+    found, slowest = {}, {"schema": (0.0, -1), "text": (0.0, "")}
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = load_tokenizer(make_tiny_base(Path(folder) / "tiny"))
         for seed in range(a.seed, a.seed + a.schemas):
