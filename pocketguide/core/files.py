@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LEFTOVER_SECONDS', 'WriteError', 'atomic_path', 'remove_leftovers', 'write_bytes', 'write_text', 'dump_row',
-           'write_json', 'write_jsonl', 'packed', 'write_packed', 'read_json', 'read_jsonl', 'JsonlLog', 'lock',
-           'file_hash', 'folder_hash', 'cache_dir', 'trim_cache']
+           'write_json', 'write_jsonl', 'packed', 'write_packed', 'read_text', 'read_json', 'read_jsonl', 'JsonlLog',
+           'lock', 'file_hash', 'folder_hash', 'cache_dir', 'trim_cache']
 
 # %% ../../nbs/core/03_files.ipynb #imports
 import codecs
@@ -174,7 +174,7 @@ def write_packed(path: str | Path, text: str, limit: int = 1_000_000) -> Path:
     return path
 
 # %% ../../nbs/core/03_files.ipynb #read-text
-def _read(path: Path, kind: str) -> str:
+def read_text(path: Path, kind: str) -> str:
     "Return the text of a file that may be packed; `kind` says in errors what the file is to the user."
     path = packed(path)
     try:
@@ -194,7 +194,7 @@ def _read(path: Path, kind: str) -> str:
 def read_json(path: str | Path, kind: str = "file") -> dict:
     "Return the object in a JSON file. `UserError` if it is missing, broken or no object."
     try:
-        value = json.loads(_read(Path(path), kind))
+        value = json.loads(read_text(Path(path), kind))
     except json.JSONDecodeError as e:
         raise UserError(f"the {kind} is not JSON", f"{path}:{e.lineno}", e.msg.lower()) from None
     if not isinstance(value, dict):
@@ -217,7 +217,7 @@ def read_jsonl(
     `convert` also for numbers and characters that JSON and UTF-8 do not have.
     """
     rows, first_lines = [], {}
-    lines = _read(Path(path), kind).split("\n")
+    lines = read_text(Path(path), kind).split("\n")
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue

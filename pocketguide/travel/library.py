@@ -21,7 +21,7 @@ import yaml
 
 from ..core.cli import Parser, command
 from ..core.errors import UserError, nearest
-from ..core.files import file_hash
+from ..core.files import file_hash, packed, read_text
 from .contract import PAYLOAD_TYPES
 from .gazetteer import country_code, fold
 
@@ -165,15 +165,13 @@ def _layer_files(folder: str | Path, layers: Sequence[str]) -> list[tuple[str, s
     "Return (layer, name, path) of the library's files: all of `FILES` in the first layer, what exists in later ones."
     first, names = layers[0], (*FILES, *MESSAGE_FILES)
     files = [(layer, name, Path(folder) / layer / f"{name}.yaml") for layer in layers for name in names]
-    return [file for file in files if file[2].exists() or (file[0] == first and file[1] in FILES)]
+    return [file for file in files if packed(file[2]).exists() or (file[0] == first and file[1] in FILES)]
 
 # %% ../../nbs/travel/07_library.ipynb #parse-yaml
 def _parse_yaml(path: Path) -> object:
     "Return the content of a YAML file; raise `UserError` if it cannot be read or parsed."
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except OSError as e:
-        raise UserError("cannot read the content library", path, (e.strerror or str(e)).lower()) from None
+        return yaml.load(read_text(path, "content library"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except yaml.YAMLError as e:
         mark = getattr(e, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else path
