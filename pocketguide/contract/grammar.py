@@ -1012,17 +1012,45 @@ class Grammar:
         else:
             plan = enforceable_plan(schema, best_effort)
         self.unenforced, self.unique_names = plan.rejected, plan.unique_names
-        self.ends = frozenset(ends or {tokenizer.eos_token_id})
-        self.vocabulary = _vocabulary(tokenizer, vocab_size or len(tokenizer), tuple(sorted(self.ends)))
-        self.vocab_size = self.vocabulary.vocab_size
-        self._first = self.package.LLMatcher(self.vocabulary, _to_grammar(plan.schema), log_level=0)
-        if self._first.is_error():
-            raise UserError(
-                "the schema is too much for a grammar",
-                self._first.get_error().split("\n")[0][:200],
-                "make it smaller: fewer cases, shorter patterns, lower maxLength",
-            )
+        self._compile(tokenizer, _to_grammar(plan.schema), vocab_size, ends)
+        if error := self._error():
+            how = "make it smaller: fewer cases, shorter patterns, lower maxLength"
+            raise UserError("the schema is too much for a grammar", error, how)
+
+# %% ../../nbs/contract/02_grammar.ipynb #grammar-from-lark
+@patch
+def _compile(self: Grammar, tokenizer, text: str, vocab_size: int | None, ends: set[int] | None) -> None:
+    "Compile a grammar for a tokenizer; `_error` says whether that worked."
+    self.ends = frozenset(ends or {tokenizer.eos_token_id})
+    self.vocabulary = _vocabulary(tokenizer, vocab_size or len(tokenizer), tuple(sorted(self.ends)))
+    self.vocab_size = self.vocabulary.vocab_size
+    self._first = self.package.LLMatcher(self.vocabulary, text, log_level=0)
+    if not self._first.is_error():
         self._first.compute_bitmask()  # the first mask is the slowest: here, not in a decode step
+
+
+@patch
+def _error(self: Grammar) -> str:
+    "Return the first line of what is wrong with the compiled grammar; empty if nothing is."
+    return self._first.get_error().split("\n")[0][:200] if self._first.is_error() else ""
+
+
+@patch(cls_method=True)
+def from_lark(
+    cls: Grammar,
+    tokenizer,  # as for `Grammar`, like the next two
+    text: str,  # in llguidance's dialect of Lark, with parametric rules if need be; its rule `start` is the answer
+    vocab_size: int | None = None,
+    ends: set[int] | None = None,
+) -> Grammar:
+    "Return a grammar written in Lark instead of as a JSON Schema. `UserError` with the line for what does not compile."
+    package = import_llguidance()
+    grammar = cls.__new__(cls)
+    grammar.package, grammar.schema, grammar.unenforced, grammar.unique_names = package, None, [], False
+    grammar._compile(tokenizer, package.LLMatcher.grammar_from_lark(text), vocab_size, ends)
+    if error := grammar._error():
+        raise UserError("the Lark grammar does not compile", error, "see the line named there")
+    return grammar
 
 # %% ../../nbs/contract/02_grammar.ipynb #grammar-matchers
 @patch(as_prop=True)
