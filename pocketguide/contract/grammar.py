@@ -14,6 +14,7 @@ import copy
 import json
 import math
 import re
+from collections import deque
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import lru_cache
@@ -1091,27 +1092,49 @@ class Masks:
         import torch  # only here and in `apply_mask`: a grammar is of use without it
 
         self.grammar, self.live = grammar, [None] * rows
+        self.ahead = [deque() for _ in range(rows)]  # forced tokens that a matcher has accepted before its row has them
         self.bits = torch.full((rows, grammar.words), -1, dtype=torch.int32, pin_memory=torch.cuda.is_available())
         self._worker = grammar.package.LLExecutor(1)  # matchers take turns at one lexer: more threads would only queue
 
     def start(self, row: int, grammar: Grammar | None = None) -> None:
         "Begin a new answer in `row`; `grammar` if this row has one of its own, of the same vocabulary."
-        self.live[row] = (grammar or self.grammar).matchers(1)[0]
+        grammar = grammar or self.grammar
+        if grammar.vocab_size != self.grammar.vocab_size:
+            raise ValueError(f"a grammar over {grammar.vocab_size} tokens in masks over {self.grammar.vocab_size}")
+        self.live[row] = grammar.matchers(1)[0]
+        self.ahead[row].clear()
 
     def stop(self, row: int) -> None:
         "Constrain `row` no more."
         self.live[row] = None
+        self.ahead[row].clear()
         self.bits[row] = -1
+
+    def move(self, source: int, target: int) -> None:
+        "Continue the answer of row `source` in row `target`."
+        self.live[target], self.ahead[target] = self.live[source], self.ahead[source]
+        self.ahead[source] = deque()
+        self.stop(source)
 
 # %% ../../nbs/contract/02_grammar.ipynb #masks-step
 @patch
 def fill(self: Masks) -> "torch.Tensor":
-    "Return the masks of all rows for their next token, (rows, words) int32 on the CPU: the same tensor every time."
-    if live := [(getattr(m, "matcher", m), row) for row, m in enumerate(self.live) if m is not None]:
-        self._worker.unsafe_compute_mask_ptr(live, self.bits.data_ptr(), 4 * self.bits.shape[1], len(self.bits))
+    """Return the masks of all rows for their next token, (rows, words) int32 on the CPU: the same tensor every time.
+
+    Only rows that have a choice are asked for a mask; where tokens are forced, each is the one bit of its step."""
     for row, matcher in enumerate(self.live):
-        if isinstance(matcher, UniqueNames):
-            matcher.forbid(self.bits[row].numpy())
+        if matcher is not None and not self.ahead[row] and not isinstance(matcher, UniqueNames):
+            self.ahead[row].extend(run_ahead(matcher, self.grammar.ends, 2**31))
+        if self.ahead[row]:
+            token = self.ahead[row][0]
+            self.bits[row] = 0
+            self.bits[row, token >> 5] = (1 << (token & 31)) - ((token & 31 == 31) << 32)  # as a signed word
+    choices = [row for row, matcher in enumerate(self.live) if matcher is not None and not self.ahead[row]]
+    if live := [(getattr(self.live[row], "matcher", self.live[row]), row) for row in choices]:
+        self._worker.unsafe_compute_mask_ptr(live, self.bits.data_ptr(), 4 * self.bits.shape[1], len(self.bits))
+    for row in choices:
+        if isinstance(self.live[row], UniqueNames):
+            self.live[row].forbid(self.bits[row].numpy())
     return self.bits
 
 
@@ -1119,28 +1142,39 @@ def fill(self: Masks) -> "torch.Tensor":
 def accept(self: Masks, tokens: list[int | None]) -> None:
     """Advance every row by its token (None: no token). Free rows and rows whose answer has ended take any.
     `RuntimeError` for a token that the mask did not allow."""
-    for matcher, token in zip(self.live, tokens, strict=True):
-        if matcher is not None and token is not None:
+    for matcher, ahead, token in zip(self.live, self.ahead, tokens, strict=True):
+        if matcher is None or token is None:
+            continue
+        if not ahead:
             accept(matcher, token)
+        elif ahead.popleft() != token:
+            raise RuntimeError(f"token {token} is not in the grammar: another one is forced")
 
 # %% ../../nbs/contract/02_grammar.ipynb #masks-forced
 @patch
 def forced(self: Masks, row: int) -> list[int]:
     """Return the tokens of `row` that the grammar leaves no choice about, up to where the tokenizer could still join
     text differently; often none."""
-    return [] if self.live[row] is None else self.live[row].compute_ff_tokens()
+    if self.live[row] is None:
+        return []
+    return [*self.ahead[row]] or self.live[row].compute_ff_tokens()
 
 
 @patch
 def run_ahead(self: Masks, row: int, most: int) -> list[int]:
     "Accept the tokens that `forced` returns, and return them: at most `most`, and none that ends a turn."
-    return [] if self.live[row] is None else run_ahead(self.live[row], self.grammar.ends, most)
+    if self.live[row] is None:
+        return []
+    ahead = self.ahead[row]
+    if ahead:
+        return [ahead.popleft() for _ in range(min(len(ahead), max(0, most)))]
+    return run_ahead(self.live[row], self.grammar.ends, most)
 
 
 @patch
 def done(self: Masks, row: int) -> bool:
     "Return True if the answer in `row` is complete and only the end of turn is allowed."
-    return self.live[row] is not None and self.live[row].is_stopped()
+    return self.live[row] is not None and not self.ahead[row] and self.live[row].is_stopped()
 
 # %% ../../nbs/contract/02_grammar.ipynb #apply-mask
 def apply_mask(
