@@ -14,7 +14,7 @@ from pathlib import Path
 
 from .compose import DaySlot, stems, suits_slot
 from .library import fill
-from .questions import Request, suitable_activities, unwanted_pattern
+from .questions import Request, place_offers, suitable_activities, unwanted_pattern
 from .sights import Sight, sights_of
 
 # %% ../../nbs/travel/16_day_plan.ipynb #slot
@@ -180,7 +180,13 @@ def rank_activities(question: str, request: Request, library: dict) -> list[dict
             2 * named + 1.5 * len(wanted & set(activity["interest"])) + bool(activity["place"]) + own_diet - place / 1e4
         )
 
-    return [a for _, a in sorted(enumerate(suitable_activities(request, library)), key=score, reverse=True)]
+    place, frames = set(request.destination["place"]), library["frames"]
+    there = [
+        a
+        for a in suitable_activities(request, library)
+        if place_offers(" ".join([*a["text"], a["location"]]).lower(), place, frames)
+    ]
+    return [a for _, a in sorted(enumerate(there), key=score, reverse=True)]
 
 # %% ../../nbs/travel/16_day_plan.ipynb #item
 @dataclass(frozen=True)
@@ -196,7 +202,7 @@ class Item:
 def sight_item(sight: Sight, frames: dict) -> Item:
     "Return a sight as an item. Its row says where it is; what has to be known ahead becomes a warning."
     wordings = frames["sights"].get(sight.kind, []) + frames["sights"]["any"]
-    thing = sight.name if sight.name[:4] in ("The ", "the ") or not _takes_article(sight) else f"the {sight.name}"
+    thing = f"the {sight.name}" if _takes_article(sight) else sight.name
     texts = tuple(fill(w, {"thing": thing}) for w in wordings)
     fields: dict = {"booking_needed": True} if "ticket ahead" in sight.marks else {}
     cap = thing[:1].upper() + thing[1:]
@@ -210,11 +216,15 @@ def sight_item(sight: Sight, frames: dict) -> Item:
     return Item(texts, where, sight.name, fields)
 
 
+_ARTICLE = re.compile(
+    r"(National|Royal|Archaeological|Old|Central|Botanical|Municipal|Regional|Maritime|Great)\b|[^,']* (of|de la) [^,']*$"
+    r"|[^,']* (Museum|Gallery|Theatre|Library|Monument|Stadium|Amphitheatre|Fortress|Citadel|Bazaar|Aquarium)$"
+)
+
+
 def _takes_article(sight: Sight) -> bool:
-    "Return True for names that begin with a common noun's adjective: `National Museum`."
-    return bool(
-        re.match(r"(National|Royal|Archaeological|Old|Central|Botanical|Municipal|Regional|Maritime)\b", sight.name)
-    )
+    "Return True if a sentence says `the` before the name: the National Museum, the Belfry of Bruges; not St Mark's."
+    return not re.match(r"(St|Saint|San|Santa|Mount|Lake)\b", sight.name) and bool(_ARTICLE.match(sight.name))
 
 
 def activity_item(activity: dict, values: dict[str, str]) -> Item | None:

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LAYERS', 'content_folder', 'guide_library', 'entries_of', 'entry_named', 'request_of', 'values_of', 'Author',
-           'json_object', 'json_array', 'place_notes', 'serious_subject', 'not_covered_entry', 'answer_grammar',
-           'entry_for']
+           'json_object', 'json_array', 'place_notes', 'as_checklist', 'serious_subject', 'not_covered_entry',
+           'answer_grammar', 'entry_for']
 
 # %% ../../nbs/travel/17_grounding.ipynb #imports
 import re
@@ -192,9 +192,21 @@ def summary(self: Author) -> str:
     frames, entry = self.frame_texts(), self.request.entry
     goals = [g for w in entry.get("goal", ()) if (g := fill(w, self.values))]
     texts = [f"{goal} {frame}" for goal in goals for frame in frames] or goals or frames
-    texts = texts or [f"A plan for {self.values['days']}."]
+    if not texts:
+        titles = [entry["title"]] if isinstance(entry.get("title"), str) else entry.get("title", ["A plan for {days}"])
+        texts = [f"{t}." for t in self._plain_titles(titles)]
     self.taken.update(texts)
     return self.lark.choice([value(t) for t in texts], "summary")
+
+
+@patch
+def _plain_titles(self: Author, titles: Iterable[str]) -> list[str]:
+    "Return the titles, without the words about the place where that is not known."
+    titles = list(titles)
+    filled = [t for w in titles if (t := fill(w, self.values))]
+    return filled or [
+        re.sub(r"\{\w+\}", "there", re.sub(r" (?:in|into|to|at|from|around|for) \{\w+\}", "", t)) for t in titles
+    ]
 
 
 @patch
@@ -202,7 +214,7 @@ def title(self: Author, titles: Sequence[str]) -> str:
     "Return an expression for a title that names the place, if there is one."
     city, frames = self.request.destination["name"], self.frames[self.request.payload_type]["title"]
     texts = []
-    for text in filter(None, (fill(t, self.values) for t in titles)):
+    for text in self._plain_titles(titles):
         if not city or city in text:
             texts.append(text)
         else:
@@ -411,8 +423,6 @@ _OFFERED = 9  # items of a group among which the model chooses
 def _items_of(self: Author, group: str) -> list[dict]:
     "Return the items that suit a group, the fittest first."
     said = stems(self.question) - stems(self.request.destination["name"])
-    if ready := self.request.entry.get("ready"):
-        return [{"text": wordings, "priority": "must"} for wordings in ready]
 
     def cost(item: dict) -> float:
         special = "any" not in item["situation"]
@@ -430,7 +440,10 @@ def _item(self: Author, item: dict) -> str | None:
     if text is None:
         return None
     note = self.unit([item["note"]]) if item.get("note") else None
-    return json_object([("text", text, False), ("priority", value(item["priority"]), False), ("notes", note, True)])
+    warns = bool(self.request.entry.get("sections"))  # a step's warning is not left out
+    return json_object(
+        [("text", text, False), ("priority", value(item["priority"]), False), ("notes", note, not warns)]
+    )
 
 
 @patch
@@ -444,23 +457,52 @@ def _constraint_item(self: Author, constraint: dict) -> str | None:
 
 # %% ../../nbs/travel/17_grounding.ipynb #checklist-payload
 @patch
-def checklist(self: Author) -> str:
-    "Return an expression for the payload of a checklist: the groups of the theme, and a line for every constraint."
-    entry = self.request.entry
+def _own_lines(self: Author, groups: Sequence[str]) -> dict[str, list[str]]:
+    "Return the lines that the constraints add, by group: their own, if the list has it, else `For you`."
     own: dict[str, list[str]] = {}
     for constraint in self.request.constraints:
         group = GROUP_OF.get(constraint["kind"], "")
         if line := self._constraint_item(constraint):
-            own.setdefault(group if group in entry["groups"] else "For you", []).append(line)
-    few, groups = len(entry["groups"]) <= 2, []
-    for name in [*entry["groups"], *(["For you"] if "For you" in own else [])]:
-        first = own.get(name, [])
-        pool = [i for i in map(self._item, self._items_of(name)) if i] if name in entry["groups"] else []
-        if first or pool:
-            least, most = (len(pool), len(pool)) if "ready" in entry else (4, 8) if few else (2, 4)
-            items = self.lark.array(pool, len(first) + least, len(first) + most, first)
+            own.setdefault(group if group in groups else "For you", []).append(line)
+    return own
+
+
+@patch
+def _group_items(self: Author, name: str, first: list[str], few: bool) -> str | None:
+    "Return an expression for the items of a group: `first`, then what is chosen of those that fit; None if there are none."
+    sections = self.request.entry.get("sections")
+    items = sections.get(name, []) if sections else self._items_of(name) if name != "For you" else []
+    pool = [i for i in map(self._item, items) if i]
+    if sections:  # all of them, in order
+        return json_array(first + pool) if first + pool else None
+    least, most = (4, 8) if few else (2, 4)
+    return self.lark.array(pool, len(first) + least, len(first) + most, first) if first or pool else None
+
+
+@patch
+def checklist(self: Author) -> str:
+    "Return an expression for the payload of a checklist: the groups of the theme, and a line for every constraint."
+    entry = self.request.entry
+    names = list(entry.get("sections") or entry["groups"])
+    own, groups = self._own_lines(names), []
+    for name in [*names, *(["For you"] if "For you" in own else [])]:
+        if items := self._group_items(name, own.get(name, []), few=len(names) <= 2):
             groups.append(json_object([("name", value(name), False), ("items", items, False)]))
-    return json_object([("title", self.title(entry["title"]), False), ("groups", json_array(groups), False)])
+    titles = [entry["title"]] if isinstance(entry["title"], str) else entry["title"]
+    return json_object([("title", self.title(titles), False), ("groups", json_array(groups), False)])
+
+# %% ../../nbs/travel/17_grounding.ipynb #as-checklist
+def as_checklist(situation: dict) -> dict:
+    "Return the entry of a procedure as one of a checklist: what to have ready, what to do, and what to look at in the end."
+    sections = {
+        "Have ready": [{"text": wordings, "priority": "must"} for wordings in situation["preconditions"]],
+        "In this order": [
+            {"text": step["do"], "priority": "should" if step.get("optional") else "must", "note": step.get("warning")}
+            for step in situation["steps"]
+        ],
+        "At the end": [{"text": wordings, "priority": "should"} for wordings in situation["postchecks"]],
+    }
+    return {**situation, "sections": {name: items for name, items in sections.items() if items}}
 
 # %% ../../nbs/travel/17_grounding.ipynb #itinerary
 _ITEM_KEYS = ("transport", "booking_needed", "warnings")
@@ -514,11 +556,12 @@ def itinerary(self: Author, folder: str | Path) -> str:
 # %% ../../nbs/travel/17_grounding.ipynb #not-covered
 _SERIOUS = {
     "health": r"altitude|allerg|anaphyl|epipen|medic(?!al trip)|insulin|tablets|pills|fever|\bbit(e|ten)\b|\bstung|sting|vomit"
-    r"|bleed|pregnan|\bpain|vaccin|rabies|malaria|doctor|hospital|\bsick\b|\bill\b|injur|asthma|diabet|faint|dengue|infect",
+    r"|bleed|pregnan|\bpain|vaccin|rabies|malaria|doctor|hospital|\bsick\b|\bill\b|injur|asthma|diabet|faint|dengue|infect"
+    r"|dizzy|migraine|headache|\bpuk|heat ?wave|mou?ld\b|x-?ray|dentist|tooth|\b[2-6],?\d00 ?m\b",
     "danger": r"storm|cyclone|hurricane|typhoon|flood|earthquake|tsunami|volcan|erupt|avalanche|wildfire|bush ?fire|riot|protest"
     r"|robbed|mugged|assault|followed|stalk|rip current|shark|drown|kidnap|unsafe|dangerous|landslide|bomb",
     "law": r"arrest|\bpolice\b|detain|\bcourt\b|\bfined?\b|overstay|bribe|customs|smuggl|illegal|\blegal|drone|\bdrugs?\b"
-    r"|cannabis|\bvisa\b|deport|border guard|licen[cs]e|permit",
+    r"|cannabis|\bvisa\b|deport|border guard|licen[cs]e|permit|apostille|attest|registration|quarantine|passport\b|tax\b",
 }
 
 
@@ -544,7 +587,8 @@ def not_covered_entry(payload_type: str, subject: str, library: dict) -> dict:
         ]
         edges = [{"from": "now?", "to": "now", "condition": "Yes"}, {"from": "now?", "to": "later", "condition": "No"}]
         return entry | {"title": said["title"], "nodes": nodes, "edges": edges}
-    return entry | {"title": [said["title"]], "groups": ["Whom to ask"], "situation": [], "ready": said["ready"]}
+    ready = [{"text": wordings, "priority": "must"} for wordings in said["ready"]]
+    return entry | {"title": said["title"], "sections": {"Whom to ask": ready}}
 
 # %% ../../nbs/travel/17_grounding.ipynb #grammar
 def answer_grammar(
@@ -576,13 +620,25 @@ def write(self: Author, sights: str | Path) -> str:
     return self.lark.text(answer)
 
 # %% ../../nbs/travel/17_grounding.ipynb #find-entry
-def entry_for(question: str, payload_type: str, topic: str, library: dict) -> dict:
-    "Return the entry that answers a question whose topic was recognised; for a serious one never a general entry."
+def _general(entry: dict | None) -> bool:
+    return entry is None or entry["id"].startswith(GENERAL_PREFIX)
+
+
+def entry_for(question: str, payload_type: str, ids: Sequence[str], library: dict) -> dict:
+    """Return the first entry of `ids` that there is; a procedure may serve a checklist.
+
+    Without one, a general entry, or for a question of health, danger or law one that says that this is not covered."""
     if payload_type == "itinerary":
         return {}
-    entry = entry_named(library, payload_type, topic.strip().replace(" ", "-"))
-    subject = serious_subject(question)
-    if subject and (entry is None or entry["id"].startswith(GENERAL_PREFIX)):
+    found = [e for i in ids if (e := entry_named(library, payload_type, i) or _crossed(library, payload_type, i))]
+    if found and not _general(found[0]):
+        return found[0]
+    if subject := serious_subject(question):
         return not_covered_entry(payload_type, subject, library)
-    general = next(e for e in entries_of(library, payload_type) if e["id"].startswith(GENERAL_PREFIX))
-    return entry or general
+    return found[0] if found else next(e for e in entries_of(library, payload_type) if _general(e))
+
+
+def _crossed(library: dict, payload_type: str, entry_id: str) -> dict | None:
+    "Return the entry of another payload type that serves this one, or None."
+    situation = entry_named(library, "procedure", entry_id) if payload_type == "checklist" else None
+    return None if _general(situation) else as_checklist(situation)
