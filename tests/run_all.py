@@ -182,7 +182,7 @@ def commands() -> str | None:
 
 def fuzz() -> str | None:
     "Put random schemas through prompt, grammar and judging, and random texts through `check`."
-    return failed(python("tests/fuzz_schemas.py"))
+    return failed(python("tests/fuzz_schemas.py")) or failed(python("tests/fuzz_grounding.py"))
 
 
 def jobs(slow: bool) -> dict[str, Callable[[], str | None]]:

@@ -237,7 +237,8 @@ def _lines(self: Author, part: str) -> list[list[str]]:
         for line in self.frames["facts"].get(part, ())
         if request.payload_type in line["places"] and not (line.get("foreign") and english)
     ]
-    return lines + facts * bool(request.facts)
+    nothing_known = "not-covered" in request.entry.get("id", "")  # then facts of the place are beside the point
+    return lines + facts * bool(request.facts and not nothing_known)
 
 
 @patch
