@@ -181,7 +181,7 @@ def commands() -> str | None:
 
 
 def fuzz() -> str | None:
-    "Put random schemas through prompt, grammar and judging, and random texts through `check`."
+    "Put random schemas and texts through prompt, grammar and judging, and walk through the grammars of answers."
     return failed(python("tests/fuzz_schemas.py")) or failed(python("tests/fuzz_grounding.py"))
 
 
