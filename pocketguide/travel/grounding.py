@@ -476,7 +476,7 @@ def _group_items(self: Author, name: str, first: list[str], few: bool) -> str | 
     pool = [i for i in map(self._item, items) if i]
     if sections:  # all of them, in order
         return json_array(first + pool) if first + pool else None
-    least, most = (4, 8) if few else (2, 4)
+    least, most = (6, 9) if few else (3, 5)
     return self.lark.array(pool, len(first) + least, len(first) + most, first) if first or pool else None
 
 
