@@ -509,3 +509,9 @@ def continue_prompts(self: Engine, prompts: list[list[int]], max_new_tokens: int
     # Without CUDA graphs: recording them would not pay for a few steps
     free = {"max_new_tokens": max_new_tokens, "grammar": None, "stop_on_json": False, "cuda_graphs": False}
     return [self.text(c).strip() for c in self.generate(prompts, **free)]
+
+# %% ../../nbs/engine/11_generate.ipynb #compile-lark
+@patch
+def compile_lark(self: Engine, text: str) -> Grammar:
+    "Return the grammar of one answer, written in Lark, for this model."
+    return Grammar.from_lark(self.tokenizer, text, self.model.config.vocab_size, self.ends)

@@ -376,6 +376,12 @@ def first_logits(self: LlamaCpp, prompts: list[list[int]], tokens: list[int]) ->
     self.open(max(map(len, prompts), default=0) + 1)
     return [self._logits(self._unread(ids))[tokens].tolist() for ids in prompts]
 
+# %% ../../nbs/engine/12_llama.ipynb #compile-lark
+@patch
+def compile_lark(self: LlamaCpp, text: str) -> Grammar:
+    "Return the grammar of one answer, written in Lark, for this file's tokenizer."
+    return Grammar.from_lark(self.tokenizer, text, len(self.tokenizer), {self.tokenizer.eos_token_id})
+
 # %% ../../nbs/engine/12_llama.ipynb #log-probabilities
 @patch
 def log_probabilities(self: LlamaCpp, prompt: list[int], completion: list[int]) -> np.ndarray:

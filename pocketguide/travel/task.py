@@ -15,7 +15,7 @@ from typing import ClassVar
 from fastcore.basics import patch
 
 from ..contract.schema import Verdict
-from ..contract.task import ANSWER_LIMIT, RATES, Task
+from ..contract.task import ANSWER_LIMIT, RATES, Grounded, Task
 from ..core.config import Config, DataConfig
 from ..core.errors import UserError, nearest
 from ..core.files import read_jsonl
@@ -185,22 +185,31 @@ def recorded_classification(self: TravelTask, row: dict) -> Classification | Non
         return None
     return Classification(row["form"], row.get("form_probability", 1.0), row.get("subject", ""))
 
+# %% ../../nbs/travel/12_task.ipynb #task-ground
+@patch
+def ground(self: TravelTask, questions: list[dict], classifications: list) -> list[Grounded]:
+    "Return of each question the classification that its prompt shows, and the grammar of its answer."
+    from pocketguide.travel.grounding import ground_questions  # only here: the library and its classifier are large
+
+    return ground_questions(questions, classifications)
+
 # %% ../../nbs/travel/12_task.ipynb #task-results
 @patch
-def results_root(self: TravelTask, run: Run, out: Path | None, constrained: bool) -> Path | None:
-    "Return the folder of the results: the user's, `constrained/` inside the run, or None for the run itself."
-    return out or (run.path / "constrained" if constrained else None)
+def results_root(self: TravelTask, run: Run, out: Path | None, decoding: str) -> Path | None:
+    "Return the folder of the results: the user's, `constrained/` or `grounded/` inside the run, or None for itself."
+    folders = {"free": None, "grounded": run.path / "grounded"}
+    return out or folders.get(decoding, run.path / "constrained")
 
 
 @patch
-def generation_settings(self: TravelTask, cfg: Config, facts: str, constrained: bool) -> dict:
+def generation_settings(self: TravelTask, cfg: Config, facts: str, decoding: str) -> dict:
     options = self.prompt_options(cfg, facts)
     return {
         "facts": facts,
         "facts_block": options.facts,
         "form_line": options.payload_type,
         "subject_line": options.topic,
-        "constrained": constrained,
+        "constrained": decoding if decoding == "best_effort" else decoding != "free",
         **({"tables": tables_version()} if options.facts else {}),  # runs without were made with places 1
     }
 
