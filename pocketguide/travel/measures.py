@@ -20,12 +20,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..contract.schema import json_path
+from ..core.errors import UserError
 from ..core.files import packed, read_json, read_jsonl
 from ..core.stats import wilson
 from ..core.text import contains_name, strip_accents
 from pocketguide.travel.constraints import (
     answer_strings,
     constraint_met,
+    itinerary_items,
     normalize_text,
     read_constraints,
     rule_table,
@@ -382,8 +384,8 @@ class Case:
 
 # %% ../../nbs/travel/14_measures.ipynb #repeats
 _UNIT_FIELDS = frozenset(
-    "assumptions uncertainty_notes next_steps verification_steps activity text instruction why warning warnings action notes note "
-    "details preconditions postchecks name".split()
+    "assumptions uncertainty_notes next_steps verification_steps activity text instruction why warning warnings action "
+    "notes note details preconditions postchecks name".split()
 )
 
 
@@ -442,9 +444,9 @@ def entry_of_answer(case: Case) -> tuple[str, str] | None:
 
 # %% ../../nbs/travel/14_measures.ipynb #tree-nodes
 def _tree_entry(case: Case) -> dict | None:
-    "Return the entry that most nodes of a tree come from, the one of the title if two are level; None if there is none."
+    "Return the entry that most nodes of a tree come from, of two the one of the title; None if there is none."
     payload = case.response["payload"]
-    votes = _votes(case, [node["text"] for node in payload["nodes"]], ("choices",))
+    votes = _votes(case, [node.get("text", "") for node in payload["nodes"]], ("choices",))
     title = _votes(case, [payload.get("title", "")], ("choices",))
     best = max(votes, key=lambda home: (votes[home], title.get(home, 0)), default=None)
     return case.index.entries["choices"][best[1]] if best else None
@@ -454,7 +456,7 @@ def _node_homes(case: Case, entry: dict) -> dict[str, set[str]]:
     "Return the nodes of the entry whose text a node of the answer has, by the answer's id."
     homes = {}
     for node in case.response["payload"]["nodes"]:
-        spots = (s for s in case.index.spots(node["text"]) if (s.section, s.entry) == ("choices", entry["id"]))
+        spots = (s for s in case.index.spots(node.get("text", "")) if (s.section, s.entry) == ("choices", entry["id"]))
         homes[node["id"]] = {s.unit.split(".")[1] for s in spots if s.unit.startswith("nodes.")}
     return homes
 
@@ -488,13 +490,13 @@ def tree_edges(case: Case) -> Measured | None:
         return None
     payload, entry, found = case.response["payload"], _tree_entry(case), []
     homes = _node_homes(case, entry) if entry else {}
-    texts = {node["id"]: node["text"] for node in payload["nodes"]}
-    for i, edge in enumerate(payload["edges"]):
+    texts = {node["id"]: node.get("text", "") for node in payload["nodes"]}
+    for i, edge in enumerate(payload.get("edges", ())):
         fault = _edge_fault(edge, entry, homes) if entry else "no node is of the library"
         if fault:
             words = f"{texts.get(edge['from'], '')} {edge.get('condition', '')} -> {texts.get(edge['to'], '')}"
             found.append(Finding(json_path(("payload", "edges", i)), words, fault))
-    return Measured(max(1, len(payload["edges"])), found)
+    return Measured(max(1, len(payload.get("edges", ()))), found)
 
 
 def tree_branches(case: Case) -> Measured | None:
@@ -502,10 +504,10 @@ def tree_branches(case: Case) -> Measured | None:
     if case.response["payload_type"] != "decision_tree" or not (entry := _tree_entry(case)):
         return None
     homes, payload = _node_homes(case, entry), case.response["payload"]
-    lost = dict(_lost_edges(payload["edges"], entry, homes))
+    lost = dict(_lost_edges(payload.get("edges", ()), entry, homes))
     asking = [(i, node) for i, node in enumerate(payload["nodes"]) if node["type"] != "outcome"]
     found = [
-        Finding(json_path(("payload", "nodes", i)), node["text"], f"the answer {lost[node['id']]!r} is missing")
+        Finding(json_path(("payload", "nodes", i)), node.get("text", ""), f"the answer {lost[node['id']]!r} is missing")
         for i, node in asking
         if node["id"] in lost
     ]
@@ -598,7 +600,7 @@ def _activities(case: Case) -> list[tuple[str, dict, dict | None]]:
 
 
 def _shown(case: Case, name: str) -> bool:
-    "Return whether the payload shows a constraint: in its words, in a line of the library for it, or by what is planned."
+    "Return whether the payload shows a constraint: in its words, in a line of the library, or by what is planned."
     need = case.index.constraints.get(name, {}).get("need", {})
     planned = [activity for _, _, activity in _activities(case) if activity]
     if any(need["interest"] in activity["interest"] for activity in planned if "interest" in need):
@@ -631,7 +633,7 @@ def _unsuitable(activity: dict, need: dict) -> str:
 
 
 def _says_against(case: Case, name: str, text: str, beside: str = "") -> bool:
-    "Return whether a text has what the constraint rules out, without an exception such as `without` in it or `beside` it."
+    "Return whether a text has what the constraint rules out, without an exception (`without`) in it or `beside` it."
     if not text or any(s.section == "constraints" for s in case.index.spots(text)):
         return False
     if rule_table().exceptions.search(normalize_text(f"{text} . {beside}")):
@@ -835,7 +837,8 @@ def time_as_asked(case: Case) -> Measured | None:
 # %% ../../nbs/travel/14_measures.ipynb #topic
 NOT_COVERED = re.compile(
     r"\b(is|are) not covered\b|\bdo(es)? not cover\b|\bnot (something|a question) (that )?(i|this guide) can answer\b"
-    r"|\b(has|have|holds?) no (entry|advice|answer) (for|on|about)\b|\bcannot (help|advise) (you )?(with|on) th(is|at)\b"
+    r"|\b(has|have|holds?) no (entry|advice|answer) (for|on|about)\b"
+    r"|\bcannot (help|advise) (you )?(with|on) th(is|at)\b"
 )  # how an answer says that the library has nothing for the question
 
 
@@ -858,7 +861,7 @@ def _topic_fault(case: Case, wanted: Sequence[str]) -> str:
 
 
 def _topic(case: Case, general: bool) -> Measured | None:
-    "Return whether the entry is right among the questions that have only a general entry, or those with one of their own."
+    "Return whether the entry is right, among questions with only a general entry, or among those with their own."
     subjects = case.question.get("subjects") or ()
     own = [entry for entry in subjects if not _is_general(entry)]
     if not subjects or general != (not own) or (general and is_not_covered(case)):
@@ -892,8 +895,9 @@ def serious(case: Case) -> Measured | None:
 
 # %% ../../nbs/travel/14_measures.ipynb #named
 _EMPTY_WORDS = frozenset(
-    "a an and any around at bit decent find for get good great in into kind local lots maybe nice of on one or other place places some "
-    "somewhere stuff that the their thing things this to try typical visit we where with your my our his her".split()
+    "a an and any around at bit decent find for get good great in into kind local lots maybe nice of on one or other "
+    "place places some somewhere stuff that the their thing things this to try typical visit we where with your my our "
+    "his her".split()
 )
 
 
@@ -952,7 +956,7 @@ def sights_named(case: Case) -> Measured | None:
                 Finding(json_path(("payload", "trip_days", d)), strange[0], f"this is in {elsewhere[strange[0]][0]}")
             )
         elif not any(contains_name(text, name) and not contains_name(case.question["prompt"], name) for name in names):
-            found.append(Finding(json_path(("payload", "trip_days", d)), day["summary"], "no sight is named"))
+            found.append(Finding(json_path(("payload", "trip_days", d)), day.get("summary", ""), "no sight is named"))
     return Measured(max(1, len(days)), found)
 
 # %% ../../nbs/travel/14_measures.ipynb #measures
@@ -1021,10 +1025,10 @@ def measure_rows(
     labels: dict[str, dict] | None = None,
     content: str | Path = "data/content",
 ) -> dict:
-    """Return `{measures: {name: {answers, units}}, findings: {name: [...]}}` of a suite's answers; arguments as `measure_each`.
+    """Return the rates (`measures`) and `findings` of a suite's answers by measure; arguments as `measure_each`.
 
-    A rate is `{k, n, rate, wilson_95}`; a measure that looked at nothing is left out. Of each measure the first `EXAMPLES`
-    findings are given, one per answer."""
+    Each measure has two rates, `{k, n, rate, wilson_95}`, of `answers` and of `units`; one that looked at nothing is
+    left out. The first `EXAMPLES` findings are given, one per answer."""
     found = defaultdict(list)
     for prompt_id, name, measured in measure_each(rows, suite_rows, labels, content):
         found[name].append((prompt_id, measured))
