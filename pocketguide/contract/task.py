@@ -310,6 +310,21 @@ def failure_label(self: Task, row: dict) -> str:
         return "too_long"
     return f"{row['category']} {row['json_path']}"
 
+# %% ../../nbs/contract/03_task.ipynb #task-measures
+@patch
+def measures(self: Task) -> dict[str, str]:
+    "Return the measures of an answer's content by name, with the words that tables and plots show; none by default."
+    return {}
+
+
+@patch
+def measured(self: Task, rows: list[dict], suite: str, root: str | Path = ".") -> list[dict]:
+    """Return what the content measures find in the valid rows of a suite: `prompt_id`, `measure`, `n`, `findings`.
+
+    `n` counts the units looked at, a finding is `{path, words, why}`. `root` is the repository, for suites and labels.
+    Empty if nothing can be measured."""
+    return []
+
 # %% ../../nbs/contract/03_task.ipynb #task-limits
 ANSWER_LIMIT = 1024  # tokens of an answer, unless its question asks for more
 
