@@ -20,7 +20,7 @@ LAYERS = """
 core: text errors cli files rows config runs stats plots
 contract: dialect cases schema grammar task
 engine: chat completion prompts models ranks testing fusion adapters static_cache decoder generate llama
-travel: contract gazetteer facts places sights constraints library prompts questions compose review task
+travel: contract gazetteer facts places sights constraints library prompts questions compose review retrieve task
 .: data
 train: microbatch train run_samples sweep
 .: failure_analysis
