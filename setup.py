@@ -22,7 +22,7 @@ setup(
     url=cfg["git_url"],
     packages=find_packages(include=["pocketguide", "pocketguide.*"]),
     package_data={
-        "pocketguide.travel": ["schemas/*.json", "places.json", "*.txt", "*.tsv.xz", "rules/*.yaml", "rules/*.tsv"]
+        "pocketguide.travel": ["schemas/*.json", "places.json", "*.txt", "*.xz", "rules/*.yaml", "rules/*.tsv"]
     },
     python_requires=">=" + cfg["min_python"],
     install_requires=cfg["requirements"].split(),
