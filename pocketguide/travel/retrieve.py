@@ -74,7 +74,9 @@ def suite_questions(folder: str | Path = "eval") -> dict[str, dict]:
     paths = sorted(path for part in ("suites", "validation") for path in (Path(folder) / part).glob("*.jsonl"))
     if not paths:
         raise UserError("there are no suites to check against", folder, "run the command in the repository")
-    return {row["id"]: row for path in paths for row in read_jsonl(path, ("id", "prompt", "payload_type"), kind="suite")}
+    return {
+        row["id"]: row for path in paths for row in read_jsonl(path, ("id", "prompt", "payload_type"), kind="suite")
+    }
 
 
 def leaks(texts: Sequence[str], questions: Sequence[str], limit: float = 0.5) -> list[tuple[float, str, str]]:
@@ -214,7 +216,9 @@ class Retriever:
     def scores(self, question: str, payload_type: str) -> np.ndarray:
         "Return the score of every entry of a payload type, in the order of `ids`."
         if payload_type not in self.ids:
-            raise UserError(f"there are no entries for {payload_type!r}", "payload type", nearest(payload_type, self.ids))
+            raise UserError(
+                f"there are no entries for {payload_type!r}", "payload type", nearest(payload_type, self.ids)
+            )
         positions, values = self.vocabulary.features(question)
         scale = self.info["scales"][payload_type]
         return scale * (values @ self.weights[positions, self.columns[payload_type]].astype(np.float32))
@@ -241,7 +245,9 @@ def _crossing(retriever: Retriever, question: str, payload_type: str) -> Candida
     return best if best.probability >= CROSSES and not best.general else None
 
 
-def best(retriever: Retriever, question: str, payload_type: str, vote: str = "", cross: bool = True) -> Candidate | None:
+def best(
+    retriever: Retriever, question: str, payload_type: str, vote: str = "", cross: bool = True
+) -> Candidate | None:
     """Return the entry that answers a question; None if none fits.
 
     With `cross`, an entry of another payload type is offered where the asked one has only a general entry or none."""
@@ -307,6 +313,7 @@ def quantize(weights: np.ndarray, step: float = 1.2) -> tuple[np.ndarray, float]
 # %% ../../nbs/travel/13_retrieve.ipynb #temperature
 def temperature(scores: np.ndarray, labels: np.ndarray) -> float:
     "Return the temperature under which `labels` are most probable given `scores` (texts, classes)."
+
     def loss(value: float) -> float:
         logits = scores / value
         logits = logits - logits.max(1, keepdims=True)
@@ -358,7 +365,13 @@ def judged(
             ranked = retriever.rank(row["prompt"], row["payload_type"], (votes or {}).get(row["id"], ""))
             place = next(i for i, candidate in enumerate(ranked) if candidate.entry_id in fitting)
             own = any(not entry.startswith(GENERAL_PREFIX) for entry in fitting)
-            judged_row = {"id": row["id"], "first": ranked[0], "own": own, "right": place == 0, "among_three": place < 3}
+            judged_row = {
+                "id": row["id"],
+                "first": ranked[0],
+                "own": own,
+                "right": place == 0,
+                "among_three": place < 3,
+            }
             found.append(judged_row)
     return found
 
@@ -404,7 +417,9 @@ def _parser() -> Parser:
     parser = Parser(prog="pocketguide.travel.retrieve", description="Find the entry of the library for a question.")
     parser.add_argument("--train", action="store_true", help="train on the library and write the file")
     parser.add_argument("--question", help="rank the entries for this question")
-    parser.add_argument("--payload_type", default="procedure", help="which answers: checklist, decision_tree, procedure")
+    parser.add_argument(
+        "--payload_type", default="procedure", help="which answers: checklist, decision_tree, procedure"
+    )
     parser.add_argument("--content", default="data/content", help="folder of the library")
     parser.add_argument("--eval", default="eval", help="folder of the suites, with subjects.json")
     parser.add_argument("--file", help="the classifier's file; the package's own if left out")
