@@ -18,9 +18,9 @@ PACKAGE = ROOT / "pocketguide"
 # In the order in which they may import: a module imports only from those above it.
 LAYERS = """
 core: text errors cli files rows config runs stats plots
-contract: dialect cases schema grammar task
+contract: dialect cases schema grammar task lark
 engine: chat completion prompts models ranks testing fusion adapters static_cache decoder generate llama
-travel: contract gazetteer facts places sights constraints reading library prompts questions compose review task
+travel: contract gazetteer facts places sights constraints reading library prompts questions compose day_plan grounding review measures task
 .: data
 train: microbatch train run_samples sweep
 .: failure_analysis

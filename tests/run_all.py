@@ -181,8 +181,8 @@ def commands() -> str | None:
 
 
 def fuzz() -> str | None:
-    "Put random schemas through prompt, grammar and judging, and random texts through `check`."
-    return failed(python("tests/fuzz_schemas.py"))
+    "Put random schemas and texts through prompt, grammar and judging, and walk through the grammars of answers."
+    return failed(python("tests/fuzz_schemas.py")) or failed(python("tests/fuzz_grounding.py"))
 
 
 def jobs(slow: bool) -> dict[str, Callable[[], str | None]]:

@@ -14,6 +14,7 @@ import copy
 import json
 import math
 import re
+from collections import deque
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import lru_cache
@@ -1012,17 +1013,45 @@ class Grammar:
         else:
             plan = enforceable_plan(schema, best_effort)
         self.unenforced, self.unique_names = plan.rejected, plan.unique_names
-        self.ends = frozenset(ends or {tokenizer.eos_token_id})
-        self.vocabulary = _vocabulary(tokenizer, vocab_size or len(tokenizer), tuple(sorted(self.ends)))
-        self.vocab_size = self.vocabulary.vocab_size
-        self._first = self.package.LLMatcher(self.vocabulary, _to_grammar(plan.schema), log_level=0)
-        if self._first.is_error():
-            raise UserError(
-                "the schema is too much for a grammar",
-                self._first.get_error().split("\n")[0][:200],
-                "make it smaller: fewer cases, shorter patterns, lower maxLength",
-            )
+        self._compile(tokenizer, _to_grammar(plan.schema), vocab_size, ends)
+        if error := self._error():
+            how = "make it smaller: fewer cases, shorter patterns, lower maxLength"
+            raise UserError("the schema is too much for a grammar", error, how)
+
+# %% ../../nbs/contract/02_grammar.ipynb #grammar-from-lark
+@patch
+def _compile(self: Grammar, tokenizer, text: str, vocab_size: int | None, ends: set[int] | None) -> None:
+    "Compile a grammar for a tokenizer; `_error` says whether that worked."
+    self.ends = frozenset(ends or {tokenizer.eos_token_id})
+    self.vocabulary = _vocabulary(tokenizer, vocab_size or len(tokenizer), tuple(sorted(self.ends)))
+    self.vocab_size = self.vocabulary.vocab_size
+    self._first = self.package.LLMatcher(self.vocabulary, text, log_level=0)
+    if not self._first.is_error():
         self._first.compute_bitmask()  # the first mask is the slowest: here, not in a decode step
+
+
+@patch
+def _error(self: Grammar) -> str:
+    "Return the first line of what is wrong with the compiled grammar; empty if nothing is."
+    return self._first.get_error().split("\n")[0][:200] if self._first.is_error() else ""
+
+
+@patch(cls_method=True)
+def from_lark(
+    cls: Grammar,
+    tokenizer,  # as for `Grammar`, like the next two
+    text: str,  # in llguidance's dialect of Lark, with parametric rules if need be; its rule `start` is the answer
+    vocab_size: int | None = None,
+    ends: set[int] | None = None,
+) -> Grammar:
+    "Return a grammar written in Lark instead of as a JSON Schema. `UserError` with the line for what does not compile."
+    package = import_llguidance()
+    grammar = cls.__new__(cls)
+    grammar.package, grammar.schema, grammar.unenforced, grammar.unique_names = package, None, [], False
+    grammar._compile(tokenizer, package.LLMatcher.grammar_from_lark(text), vocab_size, ends)
+    if error := grammar._error():
+        raise UserError("the Lark grammar does not compile", error, "see the line named there")
+    return grammar
 
 # %% ../../nbs/contract/02_grammar.ipynb #grammar-matchers
 @patch(as_prop=True)
@@ -1063,27 +1092,49 @@ class Masks:
         import torch  # only here and in `apply_mask`: a grammar is of use without it
 
         self.grammar, self.live = grammar, [None] * rows
+        self.ahead = [deque() for _ in range(rows)]  # forced tokens that a matcher has accepted before its row has them
         self.bits = torch.full((rows, grammar.words), -1, dtype=torch.int32, pin_memory=torch.cuda.is_available())
         self._worker = grammar.package.LLExecutor(1)  # matchers take turns at one lexer: more threads would only queue
 
     def start(self, row: int, grammar: Grammar | None = None) -> None:
         "Begin a new answer in `row`; `grammar` if this row has one of its own, of the same vocabulary."
-        self.live[row] = (grammar or self.grammar).matchers(1)[0]
+        grammar = grammar or self.grammar
+        if grammar.vocab_size != self.grammar.vocab_size:
+            raise ValueError(f"a grammar over {grammar.vocab_size} tokens in masks over {self.grammar.vocab_size}")
+        self.live[row] = grammar.matchers(1)[0]
+        self.ahead[row].clear()
 
     def stop(self, row: int) -> None:
         "Constrain `row` no more."
         self.live[row] = None
+        self.ahead[row].clear()
         self.bits[row] = -1
+
+    def move(self, source: int, target: int) -> None:
+        "Continue the answer of row `source` in row `target`."
+        self.live[target], self.ahead[target] = self.live[source], self.ahead[source]
+        self.ahead[source] = deque()
+        self.stop(source)
 
 # %% ../../nbs/contract/02_grammar.ipynb #masks-step
 @patch
 def fill(self: Masks) -> "torch.Tensor":
-    "Return the masks of all rows for their next token, (rows, words) int32 on the CPU: the same tensor every time."
-    if live := [(getattr(m, "matcher", m), row) for row, m in enumerate(self.live) if m is not None]:
-        self._worker.unsafe_compute_mask_ptr(live, self.bits.data_ptr(), 4 * self.bits.shape[1], len(self.bits))
+    """Return the masks of all rows for their next token, (rows, words) int32 on the CPU: the same tensor every time.
+
+    Only rows that have a choice are asked for a mask; where tokens are forced, each is the one bit of its step."""
     for row, matcher in enumerate(self.live):
-        if isinstance(matcher, UniqueNames):
-            matcher.forbid(self.bits[row].numpy())
+        if matcher is not None and not self.ahead[row] and not isinstance(matcher, UniqueNames):
+            self.ahead[row].extend(run_ahead(matcher, self.grammar.ends, 2**31))
+        if self.ahead[row]:
+            token = self.ahead[row][0]
+            self.bits[row] = 0
+            self.bits[row, token >> 5] = (1 << (token & 31)) - ((token & 31 == 31) << 32)  # as a signed word
+    choices = [row for row, matcher in enumerate(self.live) if matcher is not None and not self.ahead[row]]
+    if live := [(getattr(self.live[row], "matcher", self.live[row]), row) for row in choices]:
+        self._worker.unsafe_compute_mask_ptr(live, self.bits.data_ptr(), 4 * self.bits.shape[1], len(self.bits))
+    for row in choices:
+        if isinstance(self.live[row], UniqueNames):
+            self.live[row].forbid(self.bits[row].numpy())
     return self.bits
 
 
@@ -1091,28 +1142,39 @@ def fill(self: Masks) -> "torch.Tensor":
 def accept(self: Masks, tokens: list[int | None]) -> None:
     """Advance every row by its token (None: no token). Free rows and rows whose answer has ended take any.
     `RuntimeError` for a token that the mask did not allow."""
-    for matcher, token in zip(self.live, tokens, strict=True):
-        if matcher is not None and token is not None:
+    for matcher, ahead, token in zip(self.live, self.ahead, tokens, strict=True):
+        if matcher is None or token is None:
+            continue
+        if not ahead:
             accept(matcher, token)
+        elif ahead.popleft() != token:
+            raise RuntimeError(f"token {token} is not in the grammar: another one is forced")
 
 # %% ../../nbs/contract/02_grammar.ipynb #masks-forced
 @patch
 def forced(self: Masks, row: int) -> list[int]:
     """Return the tokens of `row` that the grammar leaves no choice about, up to where the tokenizer could still join
     text differently; often none."""
-    return [] if self.live[row] is None else self.live[row].compute_ff_tokens()
+    if self.live[row] is None:
+        return []
+    return [*self.ahead[row]] or self.live[row].compute_ff_tokens()
 
 
 @patch
 def run_ahead(self: Masks, row: int, most: int) -> list[int]:
     "Accept the tokens that `forced` returns, and return them: at most `most`, and none that ends a turn."
-    return [] if self.live[row] is None else run_ahead(self.live[row], self.grammar.ends, most)
+    if self.live[row] is None:
+        return []
+    ahead = self.ahead[row]
+    if ahead:
+        return [ahead.popleft() for _ in range(min(len(ahead), max(0, most)))]
+    return run_ahead(self.live[row], self.grammar.ends, most)
 
 
 @patch
 def done(self: Masks, row: int) -> bool:
     "Return True if the answer in `row` is complete and only the end of turn is allowed."
-    return self.live[row] is not None and self.live[row].is_stopped()
+    return self.live[row] is not None and not self.ahead[row] and self.live[row].is_stopped()
 
 # %% ../../nbs/contract/02_grammar.ipynb #apply-mask
 def apply_mask(

@@ -42,9 +42,29 @@ class DecodeOptions:
 
     max_new_tokens: int | list[int]  # of every answer, or of the answer to each prompt
     stop_on_json: bool = True  # stop an answer where text follows its closed JSON
-    grammar: object = None  # a `contract.grammar.Grammar` that every answer must fit; None: free
+    grammar: object = None  # a `contract.grammar.Grammar` that every answer must fit, None, or a list of one for each
     cuda_graphs: bool = False  # replay decode steps as CUDA graphs; nothing to llama.cpp
     forced_tokens: bool = True  # write what the grammar forces without a pass for each token; not with CUDA graphs
+
+# %% ../../nbs/engine/02_completion.ipynb #options-grammars
+@patch
+def grammar_of(self: DecodeOptions, index: int):
+    "Return the grammar that the answer to prompt `index` must fit; None: that answer is free."
+    return self.grammar[index] if isinstance(self.grammar, list) else self.grammar
+
+
+@patch(as_prop=True)
+def any_grammar(self: DecodeOptions):
+    "Return a grammar of the call, for what all its grammars have in common; None if every answer is free."
+    own = self.grammar if isinstance(self.grammar, list) else [self.grammar]
+    return next((grammar for grammar in own if grammar is not None), None)
+
+
+@patch
+def check_grammars(self: DecodeOptions, prompts: int) -> None:
+    "Raise `ValueError` if there are grammars of the answers' own, and not one, or None, for each of the prompts."
+    if isinstance(self.grammar, list) and len(self.grammar) != prompts:
+        raise ValueError(f"{len(self.grammar)} grammars for {prompts} prompts")
 
 # %% ../../nbs/engine/02_completion.ipynb #jsonscan
 class JsonScan:

@@ -23,7 +23,8 @@ from pocketguide.engine.static_cache import (
 
 # %% ../../nbs/engine/10_decoder.ipynb #constrained-rows
 class ConstrainedRows:
-    "Constrain the rows of a cache to a grammar: one matcher per row on the host, one bitmask per row on the device."
+    """Constrain the rows of a cache to a grammar, or each to its own: one matcher per row on the host, one bitmask per row
+    on the device."""
 
     def __init__(self, cache: StaticKVCache, grammar: Grammar):
         self.cache, self.masks = cache, Masks(grammar, cache.size)
@@ -34,11 +35,11 @@ class ConstrainedRows:
         self.pending: list[int] = []  # rows whose last token their matcher has not accepted yet
         self.finished = [True] * cache.size
 
-    def start_rows(self, rows: list[int]) -> None:
-        "Begin a new answer in each of `rows` and fill their first masks."
-        for row in rows:
-            self.masks.start(row)
-            self.finished[row] = False
+    def start_rows(self, rows: list[int], grammars: list[Grammar | None]) -> None:
+        "Begin a new answer in each of `rows`, each under its grammar, or free, and fill their first masks."
+        for row, grammar in zip(rows, grammars, strict=True):
+            self.finished[row] = grammar is None  # there is nothing to do for a row that is free
+            self.masks.start(row, grammar) if grammar else self.masks.stop(row)
         self.bitmask.copy_(self.masks.fill(), non_blocking=True)
 
     def copy_to_host(self, rows: list[int]) -> None:
@@ -83,9 +84,8 @@ def choose(self: ConstrainedRows, rows: torch.Tensor, logits: torch.Tensor, firs
 def move_row(self: ConstrainedRows, source: int, target: int) -> None:
     "Continue the answer of row `source` in row `target`."
     self.sync_matchers()
-    self.masks.live[target], self.finished[target] = self.masks.live[source], self.finished[source]
-    self.masks.stop(source)
-    self.finished[source] = True
+    self.masks.move(source, target)
+    self.finished[target], self.finished[source] = self.finished[source], True
 
 # %% ../../nbs/engine/10_decoder.ipynb #write-forced-tokens
 @patch
@@ -119,11 +119,11 @@ class Decoder:
         cache: StaticKVCache,
         steps: int,  # of one `advance`
         cuda_graphs: bool,
-        grammar: Grammar | None = None,
+        grammar: Grammar | None = None,  # of every answer, unless `prefill` names others; None: all are free
         forced_tokens: bool = False,  # write forced tokens without a pass for each; not with CUDA graphs
     ):
         self.model, self.cache, self.steps, self.cuda_graphs = model, cache, steps, cuda_graphs
-        self.constrained = ConstrainedRows(cache, grammar) if grammar else None
+        self.grammar, self.constrained = grammar, ConstrainedRows(cache, grammar) if grammar else None
         self.forced_tokens = forced_tokens and not cuda_graphs  # a CUDA-graphed step has one token per row
         self.windowed = any((attention_windows(model.config) or {}).values())
         self.graphs: dict[int, list[torch.cuda.CUDAGraph]] = {}  # by window: the step, whole or in its two halves
@@ -165,14 +165,18 @@ def _call_model(self: Decoder, ids, positions, mask, **kwargs) -> torch.Tensor:
 
 # %% ../../nbs/engine/10_decoder.ipynb #prefill
 @patch
-def prefill(self: Decoder, prompts: list[list[int]], rows: list[int], limits: list[int] | None = None) -> None:
-    """Read prompts, which begin with the shared prefix and go on after it, into `rows` and make their first tokens.
-
-    `limits` are the most tokens of each answer; None: those that the cache has room for."""
+def prefill(
+    self: Decoder,
+    prompts: list[list[int]],
+    rows: list[int],
+    limits: list[int] | None = None,  # the most tokens of each answer; None: those that the cache has room for
+    grammars: list[Grammar | None] | None = None,  # of each answer, if the decoder has one; None: the decoder's
+) -> None:
+    "Read prompts, which begin with the shared prefix and go on after it, into `rows` and make their first tokens."
     cache, device = self.cache, self.cache.row_ids.device
     if self.constrained:
         self.constrained.sync_matchers()
-        self.constrained.start_rows(rows)
+        self.constrained.start_rows(rows, [self.grammar] * len(rows) if grammars is None else grammars)
     own = [p[cache.prefix_length :] for p in prompts]
     lengths, row_ids = torch.tensor([len(p) for p in own], device=device), torch.tensor(rows, device=device)
     last, index = torch.unique(lengths - 1, return_inverse=True)  # logits only at the positions at which a prompt ends

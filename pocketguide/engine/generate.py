@@ -105,7 +105,7 @@ class Engine:
         stop_on_json: bool = True,
         cuda_graphs: bool | None = None,  # None: on a GPU, unless weights are quantised or there are experts
         steps: int | None = None,  # between two looks at the rows; a look costs a synchronisation: 16 on a GPU, else 1
-        grammar: Grammar | None = None,  # must know the model's vocabulary size and its ends of turn
+        grammar: Grammar | None = None,  # of every answer; must know the model's vocabulary size and its ends of turn
         forced_tokens: bool | None = None,  # None: on a CPU
     ):
         check_supported(model)
@@ -231,7 +231,7 @@ class _Batch:
         engine, o, rows = self.engine, self.options, len(self.active)
         layers, most = model_sizes(engine.model.config).layers, max(o.max_new_tokens)
         self.cache = StaticKVCache(layers, rows, self.capacity, most, engine.ends, engine.device)
-        return Decoder(engine.model, self.cache, engine.steps, o.cuda_graphs, o.grammar, o.forced_tokens)
+        return Decoder(engine.model, self.cache, engine.steps, o.cuda_graphs, o.any_grammar, o.forced_tokens)
 
     def is_outgrown(self) -> bool:
         "Return True if what waits would fill twice as many rows of a new batch, of which each takes half as much."
@@ -287,8 +287,8 @@ def _fill(self: _Batch, free: list[int]) -> None:
         rows, free = free[:size][: len(self.waiting)], free[size:]
         began = time.perf_counter()
         taken = [self.waiting[k] for k in range(len(rows))]
-        limits = [self.options.max_new_tokens[i] for i in taken]
-        self.decoder.prefill([self.prompts[i] for i in taken], rows, limits)
+        limits, grammars = zip(*((self.options.max_new_tokens[i], self.options.grammar_of(i)) for i in taken))
+        self.decoder.prefill([self.prompts[i] for i in taken], rows, list(limits), list(grammars))
         for row, i in zip(rows, taken):  # only now: a prefill that fails leaves them waiting
             self.active[row] = _ActiveRow(i, len(self.prompts[i]), began, TextStream(self.engine._decode))
             self.waiting.popleft()
@@ -357,9 +357,11 @@ def stream(self: Engine, prompts: list[list[int]], progress=None, on_token=None,
     After every look at the rows, `progress(generated, finished)` gets the number of new tokens and the new completions.
     `on_token(index, token, text)` gets every token of prompt `index` in order, but not the end of turn, and the text
     that it adds (empty while a character is incomplete); if memory runs out, answers at work start again with their
-    first token. `options` are those of `DecodeOptions` that differ from the engine's own for this call."""
+    first token. `options` are those of `DecodeOptions` that differ from the engine's own for this call: `grammar` may be
+    a list with one for each prompt."""
     how, progress = self.options(**options), progress or (lambda generated, finished: None)
     check_tokens(self.model, self.tokenizer, prompts)
+    how.check_grammars(len(prompts))
     limits = self.limits(prompts, how.max_new_tokens)
     for i in [i for i, limit in enumerate(limits) if limit < 1]:
         too_long = Completion(i, [], "too_long", 0.0)
@@ -428,7 +430,7 @@ def _stream_alone(
 
         limit, tokens = how.max_new_tokens[i], None
         try:
-            tokens, overruled = generate_alone(self.model, prompts[i], limit, self.ends, how.grammar, read)
+            tokens, overruled = generate_alone(self.model, prompts[i], limit, self.ends, how.grammar_of(i), read)
         except (RuntimeError, MemoryError) as e:
             if not _is_out_of_memory(e):
                 raise
@@ -507,3 +509,9 @@ def continue_prompts(self: Engine, prompts: list[list[int]], max_new_tokens: int
     # Without CUDA graphs: recording them would not pay for a few steps
     free = {"max_new_tokens": max_new_tokens, "grammar": None, "stop_on_json": False, "cuda_graphs": False}
     return [self.text(c).strip() for c in self.generate(prompts, **free)]
+
+# %% ../../nbs/engine/11_generate.ipynb #compile-lark
+@patch
+def compile_lark(self: Engine, text: str) -> Grammar:
+    "Return the grammar of one answer, written in Lark, for this model."
+    return Grammar.from_lark(self.tokenizer, text, self.model.config.vocab_size, self.ends)

@@ -296,7 +296,7 @@ def _answer(self: LlamaCpp, index: int, prompt: list[int], on_token, how: Decode
     "Return the completion of one prompt. `overruled` leaves out forced tokens, for which the model is not asked."
     began, ids, overruled, reason = time.perf_counter(), [], 0, "length"
     scan, text = JsonScan(), TextStream(self.tokenizer.decode)
-    for token, against in self._tokens(prompt, how.grammar, how.max_new_tokens):
+    for token, against in self._tokens(prompt, how.grammar_of(index), how.max_new_tokens):
         overruled += against
         if token == self.tokenizer.eos_token_id:
             reason = "eos"
@@ -337,6 +337,7 @@ def stream(self: LlamaCpp, prompts: list[list[int]], progress=None, on_token=Non
     "Yield a `Completion` for each prompt, in order; arguments as in `Engine.stream`."
     how = self.options(**options)
     limits = self.limits(prompts, how.max_new_tokens)
+    how.check_grammars(len(prompts))
     self.open(max((len(p) + limit for p, limit in zip(prompts, limits) if limit > 0), default=0))
     for index, (prompt, limit) in enumerate(zip(prompts, limits)):
         if limit > 0:
@@ -374,6 +375,12 @@ def first_logits(self: LlamaCpp, prompts: list[list[int]], tokens: list[int]) ->
     prompts = [p if context is None else p[-context:] for p in prompts]  # of a too long one the end is read
     self.open(max(map(len, prompts), default=0) + 1)
     return [self._logits(self._unread(ids))[tokens].tolist() for ids in prompts]
+
+# %% ../../nbs/engine/12_llama.ipynb #compile-lark
+@patch
+def compile_lark(self: LlamaCpp, text: str) -> Grammar:
+    "Return the grammar of one answer, written in Lark, for this file's tokenizer."
+    return Grammar.from_lark(self.tokenizer, text, len(self.tokenizer), {self.tokenizer.eos_token_id})
 
 # %% ../../nbs/engine/12_llama.ipynb #log-probabilities
 @patch

@@ -16,6 +16,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from threading import Thread
 
+from ..contract.task import DECODINGS, pick_decoding
 from ..core.cli import Parser, add_shared, command, complain
 from ..core.errors import UserError
 from .document import Live, plain_markdown, to_markdown
@@ -39,7 +40,9 @@ _HELP = {
     "gguf": "answer from this GGUF file through llama.cpp, which loads several times as fast as PyTorch; "
     "auto is the run's q8_0 file, written at its first use (needs the extra [gguf])",
     "schema": "answer in this JSON Schema instead of the travel contract",
-    "free": "do not constrain the answer while it is decoded, even if the extra [constrained] is installed",
+    "decoding": "free; contract: hold the answer to its schema; grounded: give it a grammar of its own, of what it may "
+    "say; left out: the assistant's own choice, or free if the extra [constrained] is not installed",
+    "free": "the same as --decoding free",
 }
 
 
@@ -52,6 +55,7 @@ def _parser() -> Parser:
     add_shared(p, "run_dir", type=Path, help=_HELP["run_dir"])
     p.add_argument("--gguf", type=Path, metavar="FILE", help=_HELP["gguf"])
     p.add_argument("--schema", type=Path, metavar="FILE", help=_HELP["schema"])
+    p.add_argument("--decoding", choices=DECODINGS, help=_HELP["decoding"])
     p.add_argument("--free", action="store_true", help=_HELP["free"])
     add_shared(p, "max_new_tokens", "dtype", "device")
     return p
@@ -149,6 +153,10 @@ def main(argv=None):
     question = "" if session else check_question(" ".join(a.question))
     if a.schema and payload_type:
         raise UserError("a schema of your own has no payload types", "--payload_type", "leave it out")
+    if a.decoding:
+        pick_decoding(
+            a.decoding, "free" if a.free else None, "--free"
+        )  # a contradiction is found before anything loads
     md = a.format == "md" or (a.format == "auto" and sys.stdout.isatty())
     gguf = gguf_file(a.gguf, a.run_dir)
     with _facts_in_background(question, wanted=not a.schema and not session) as facts:
@@ -162,7 +170,8 @@ def main(argv=None):
 
 def _load(a: argparse.Namespace, gguf: Path | None) -> Guide:
     "Load the guide that the arguments ask for."
-    return Guide(a.run_dir, a.schema, gguf, a.max_new_tokens, a.dtype, a.device, False if a.free else None)
+    constrained = False if a.free else None
+    return Guide(a.run_dir, a.schema, gguf, a.max_new_tokens, a.dtype, a.device, constrained, a.decoding)
 
 # %% ../../nbs/ship/05_ask.ipynb #run-main
 #| eval: false

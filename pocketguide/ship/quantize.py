@@ -6,9 +6,9 @@
 __all__ = ['ROUND_TRIP', 'ENGINE_LABELS', 'load_quantized', 'weight_mb', 'log_probabilities', 'divergence', 'bnb_config',
            'write_bnb', 'supports_cuda_graphs', 'write_kquant', 'llama_cpp_mb', 'MeasureSettings', 'Job',
            'weights_path', 'size_mb', 'write_format', 'export', 'probe', 'check_round_trip', 'paired_difference',
-           'rates', 'speed', 'own_completions', 'torch_engine', 'engines_for', 'answer_suites', 'recorded_rows',
-           'record', 'measure', 'quantize_run', 'results', 'quality_table', 'llama_cpp_lines', 'place_rows',
-           'main_rows', 'frontier', 'file_to_ship', 'plot_pareto', 'main', 'qlora_table', 'memory_table']
+           'rates', 'speed', 'own_completions', 'torch_engine', 'llama_engine', 'engines_for', 'answer_suites',
+           'recorded_rows', 'record', 'measure', 'quantize_run', 'results', 'quality_table', 'llama_cpp_lines',
+           'place_rows', 'main_rows', 'frontier', 'file_to_ship', 'plot_pareto', 'main', 'qlora_table', 'memory_table']
 
 # %% ../../nbs/ship/02_quantize.ipynb #imports
 import contextlib
@@ -32,7 +32,8 @@ from fastcore.basics import patch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GgufConfig
 
-from ..contract.task import ANSWER_LIMIT, Task, load_task
+from ..contract.grammar import Grammar
+from ..contract.task import ANSWER_LIMIT, DECODINGS, Task, load_task, pick_decoding
 from ..core.cli import Parser, add_shared, command, positive_int
 from ..core.config import Config, load_config
 from ..core.errors import UserError
@@ -54,9 +55,10 @@ from ..core.runs import Run, git_commit, versions
 from ..core.stats import Z95, markdown_table, paired, rate_text, wilson
 from ..engine.adapters import cast, merge_run, own_tokenizer
 from ..engine.chat import encode_chat
-from ..engine.generate import Engine
+from ..engine.generate import Engine, end_tokens
 from ..engine.llama import LlamaCpp, import_llama_cpp
 from ..engine.models import base_hash, load_tokenizer, no_progress_bars, pick_device, pick_dtype
+from ..engine.prompts import build_prompts, own_grammars
 from .gguf import FORMATS, Format, pick_formats, provenance, write_gguf
 from ..train.run_samples import EvalSettings, Suite, answer, load_suite, open_evaluable, output_run
 
@@ -309,7 +311,15 @@ def context(self: Job, engine: str) -> dict:
         "max_new_tokens": self.settings.max_new_tokens,
         **dict(zip(_OPTION_KEYS, self.options)),
         "schema": self.task.schema_hash,
+        **({} if self.settings.decoding == "free" else {"decoding": self.settings.decoding}),
     }
+
+
+@patch
+def place(self: Job, fmt: Format) -> Path:
+    "Return the folder of a format's results: its own or, unless answers are free, one in it named after the decoding."
+    folder, way = self.folder / fmt.name, self.settings.decoding
+    return folder if way == "free" else folder / way
 
 # %% ../../nbs/ship/02_quantize.ipynb #job-prompts
 @patch
@@ -463,16 +473,18 @@ def _count_same(rows: list[dict], bf16_rows: list[dict], key: str) -> int:
     return sum(a[key] == b[key] for a, b in zip(rows, bf16_rows))
 
 # %% ../../nbs/ship/02_quantize.ipynb #speed
-def speed(engine, prompts: list[list[int]], tokens: int = 128) -> dict:
+def speed(engine, prompts: list[list[int]], tokens: int = 128, grammars: list | None = None) -> dict:
     """Return the tokens per second of one prompt at a time, reading the prompts included.
 
-    At most `tokens` per answer, after a first answer that is not counted."""
+    At most `tokens` per answer, after a first answer that is not counted. `grammars` are the answers' own, if they have
+    some."""
+    own = [{} if grammars is None else {"grammar": grammars[:n]} for n in (1, len(prompts))]
     one = copy.copy(engine)
     one.batch_size = 1
-    for _ in one.stream(prompts[:1], max_new_tokens=8):
+    for _ in one.stream(prompts[:1], max_new_tokens=8, **own[0]):
         pass
     began = time.perf_counter()
-    generated = sum(completion.num_tokens for completion in one.stream(prompts, max_new_tokens=tokens))
+    generated = sum(completion.num_tokens for completion in one.stream(prompts, max_new_tokens=tokens, **own[1]))
     return {
         "tokens_per_s": round(generated / (time.perf_counter() - began), 1),
         "prompts": len(prompts),
@@ -481,10 +493,13 @@ def speed(engine, prompts: list[list[int]], tokens: int = 128) -> dict:
     }
 
 
-def _speed_prompts(job: Job) -> list[list[int]]:
-    "Return three evenly spaced prompts of the suites as token ids, without a classification."
-    questions = [row for suite in job.suites for row in suite.rows]
-    return [encode_chat(job.tokenizer, job.messages(q))[0] for q in _evenly_spaced(questions, 3)]
+def _speed_alone(job: Job, engine) -> dict:
+    "Return the `speed` on three evenly spaced prompts of the suites, without a classification by the model."
+    questions = _evenly_spaced([row for suite in job.suites for row in suite.rows], 3)
+    unknown, way = [None] * len(questions), job.settings.decoding
+    built = build_prompts(job.task, engine, questions, job.options, unknown, decoding=way)
+    grammars = own_grammars(engine, [p.lark for p in built]) if way == "grounded" else None
+    return speed(engine, [p.token_ids for p in built], grammars=grammars)
 
 # %% ../../nbs/ship/02_quantize.ipynb #own-completions
 def own_completions(job: Job, rows: dict[str, list[dict]]) -> list[tuple[list[int], list[int]]]:
@@ -503,7 +518,22 @@ def torch_engine(job: Job, fmt: Format, model) -> Engine:
     graphs = graphs and (fmt.kind != "bnb" or supports_cuda_graphs(fmt.name))
     model = model if fmt.kind == "bnb" else cast(model, job.dtype)
     batch_size, max_new_tokens = job.settings.batch_size, job.settings.max_new_tokens or ANSWER_LIMIT
-    return Engine(model, job.tokenizer, batch_size, max_new_tokens, cuda_graphs=graphs)
+    grammar = _contract_grammar(job, job.tokenizer, model.config.vocab_size, end_tokens(model, job.tokenizer))
+    return Engine(model, job.tokenizer, batch_size, max_new_tokens, cuda_graphs=graphs, grammar=grammar)
+
+
+def llama_engine(job: Job, fmt: Format) -> LlamaCpp:
+    "Return llama.cpp with a format's file."
+    engine = LlamaCpp(weights_path(job.folder, job.run, fmt), job.settings.max_new_tokens or ANSWER_LIMIT)
+    if job.settings.decoding == "contract":
+        tokenizer = engine.tokenizer
+        engine.grammar = _contract_grammar(job, tokenizer, len(tokenizer), {tokenizer.eos_token_id})
+    return engine
+
+
+def _contract_grammar(job: Job, tokenizer, vocab_size: int, ends: set[int]) -> Grammar | None:
+    "Return the grammar of the task's schema, if all answers are held to it."
+    return Grammar(tokenizer, job.task.schema, vocab_size, ends) if job.settings.decoding == "contract" else None
 
 
 def engines_for(job: Job, fmt: Format) -> list[str]:
@@ -520,7 +550,7 @@ def _measurements(job: Job, name: str, engine, cost: dict, rows: dict, bf16_rows
         "device": torch.cuda.get_device_name() if name == "cuda" else on_cpu,
         "batch_size": engine.batch_size,
         **cost,
-        "alone": speed(engine, _speed_prompts(job)),
+        "alone": _speed_alone(job, engine),
         "divergence": divergence(job.reference, model, own_completions(job, bf16_rows)),
         "versions": _package_versions(*(["llama-cpp-python"] if name == "llama_cpp" else [])),
         "commit": git_commit(),
@@ -544,12 +574,12 @@ def answer_suites(
     """Answer all suites in one format; return the rows by suite and the measurements.
 
     Each answer is in a journal at once: those of a killed process are not generated again."""
-    folder = job.folder / fmt.name / "samples"
+    folder, way = job.place(fmt) / "samples", job.settings.decoding
     # Measured before this process opens the file
     resident = llama_cpp_mb(engine.path) if name == "llama_cpp" else None
     journal, context = folder / f".{name}.journal.jsonl", {**job.context(name), "format": fmt.name}
     label, quiet = f"{fmt.name} on {name}", job.settings.quiet
-    rows, cost = answer(job.task, engine, job.suites, journal, context, label, quiet, job.options)
+    rows, cost = answer(job.task, engine, job.suites, journal, context, label, quiet, job.options, decoding=way)
     for suite, suite_rows in rows.items():
         write_jsonl(folder / name / f"{suite}.jsonl", suite_rows)
     found = _measurements(job, name, engine, cost, rows, bf16_rows or rows)
@@ -562,7 +592,7 @@ def answer_suites(
 # %% ../../nbs/ship/02_quantize.ipynb #recorded-rows
 def recorded_rows(job: Job, fmt: Format, engine: str) -> dict[str, list[dict]] | None:
     "Return the answers, by suite, that are on disk, if they are to the same suites in the same way; else None."
-    folder = job.folder / fmt.name
+    folder = job.place(fmt)
     path = folder / f"{engine}.json"
     results = read_json(path, "results") if path.exists() else None
     if not results or results["context"] != job.context(engine):
@@ -588,7 +618,7 @@ def record(
     measurements: dict,  # from `answer_suites`; empty if the answers were there already
 ) -> None:
     "Write one engine's results, then remove its journal. Results on other suites that were made in the same way stay."
-    path, context = job.folder / fmt.name / f"{engine}.json", job.context(engine)
+    path, context = job.place(fmt) / f"{engine}.json", job.context(engine)
     old = read_json(path, "results") if path.exists() else {}
     old = old if old.get("context") == context else {}
     suites = {u.name: {**rates(rows[u.name], bf16_rows[u.name]), "suite_hash": file_hash(u.path)} for u in job.suites}
@@ -601,7 +631,7 @@ def record(
         "suites": {**old.get("suites", {}), **suites},
     }
     write_json(path, results)
-    (job.folder / fmt.name / "samples" / f".{engine}.journal.jsonl").unlink(missing_ok=True)
+    (job.place(fmt) / "samples" / f".{engine}.journal.jsonl").unlink(missing_ok=True)
 
 # %% ../../nbs/ship/02_quantize.ipynb #measure
 def measure(job: Job, fmt: Format, bf16_rows: dict[str, list[dict]] | None) -> dict[str, list[dict]]:
@@ -626,12 +656,12 @@ def _answer_once(job: Job, fmt: Format, name: str, load, bf16_rows: dict | None)
     if rows is not None and not job.measure.time_again:
         return rows, {}
     if name == "llama_cpp":
-        engine = LlamaCpp(weights_path(job.folder, job.run, fmt), job.settings.max_new_tokens or ANSWER_LIMIT)
+        engine = llama_engine(job, fmt)
     else:
         engine = torch_engine(job, fmt, load())
     if rows is None:
         return answer_suites(job, fmt, name, engine, bf16_rows)
-    return rows, {"alone": speed(engine, _speed_prompts(job))}
+    return rows, {"alone": _speed_alone(job, engine)}
 
 # %% ../../nbs/ship/02_quantize.ipynb #quantize-run
 def quantize_run(
@@ -670,9 +700,12 @@ _RESULT_KEYS = (
 ).split()
 
 
-def results(folder: Path, suite: str | None = None) -> list[dict]:
-    "Return one row per format, engine and suite of the results in `folder`: largest suite first, then largest file."
-    files = [path for path in sorted(Path(folder).glob("*/*.json")) if path.stem in ENGINE_LABELS]
+def results(folder: Path, suite: str | None = None, decoding: str = "free") -> list[dict]:
+    """Return one row per format, engine and suite of the results in `folder` that were decoded in one way.
+
+    The largest suite comes first, then the largest file."""
+    pattern = "*/*.json" if decoding == "free" else f"*/{decoding}/*.json"
+    files = [path for path in sorted(Path(folder).glob(pattern)) if path.stem in ENGINE_LABELS]
     rows = []
     for result in [read_json(path, "results") for path in files]:
         common = {key: result.get(key) for key in _RESULT_KEYS}
@@ -733,20 +766,20 @@ def _llama_cpp_line(r: dict) -> str:
     )
 
 # %% ../../nbs/ship/02_quantize.ipynb #place-rows
-def place_rows(folder: Path, place: str) -> list[dict]:
+def place_rows(folder: Path, place: str, decoding: str = "free") -> list[dict]:
     """Return one row per format for the largest suite, on one `place`: `cuda` or `cpu`.
 
     On a CPU, llama.cpp's results are preferred to PyTorch's, since it computes with the blocks as they are."""
     engines = ("cuda",) if place == "cuda" else ("cpu", "llama_cpp")
-    rows = [r for r in results(folder) if r["engine"] in engines]
+    rows = [r for r in results(folder, decoding=decoding) if r["engine"] in engines]
     rows = [r for r in rows if r["suite"] == rows[0]["suite"]]
     best = {r["format"]: r for engine in engines for r in rows if r["engine"] == engine}
     return sorted(best.values(), key=lambda r: -r["file_mb"])
 
 
-def main_rows(folder: Path) -> list[dict]:
+def main_rows(folder: Path, decoding: str = "free") -> list[dict]:
     "Return the rows of the place where most formats were answered, the CPU if equal. `UserError` without results."
-    rows = max((place_rows(folder, place) for place in ("cpu", "cuda")), key=len)
+    rows = max((place_rows(folder, place, decoding) for place in ("cpu", "cuda")), key=len)
     if not rows:
         how = "run python3 -m pocketguide.ship.quantize with --prompts"
         raise UserError("there are no results", folder, how)
@@ -900,6 +933,8 @@ _HELP = {
     "dtype": "precision of computation; auto is bfloat16 if the hardware is fast at it",
     "device": "where PyTorch runs; auto is the GPU if there is one",
     "eager": "use no CUDA graphs: slower, but depends on fewer kernels",
+    "decoding": "free; contract: hold every answer to the schema; grounded: give every answer a grammar of its own (both "
+    "need the extra [constrained]); results that are not free go into a folder of that name beside the format's others",
     "facts": "show the destination's offline facts and the constraints in the prompts; auto: as the run was trained",
     "out": "write the results below this folder, in a run directory of the same name, instead of into the run itself",
 }
@@ -919,6 +954,7 @@ def _parser() -> Parser:
     add_shared(p, "dtype", help=_HELP["dtype"])
     add_shared(p, "device", help=_HELP["device"])
     p.add_argument("--eager", action="store_true", help=_HELP["eager"])
+    p.add_argument("--decoding", choices=DECODINGS, default="free", help=_HELP["decoding"])
     p.add_argument("--facts", choices=("auto", "on", "off"), default="auto", help=_HELP["facts"])
     p.add_argument("--out", type=Path, help=_HELP["out"])
     add_shared(p, "quiet")
@@ -940,6 +976,16 @@ def _load_suites(paths: list[str], engines: list[str]) -> list[Suite]:
     return suites
 
 
+def _pick_decoding(decoding: str, suites: list[Suite]) -> str:
+    "Return the way of decoding. `UserError` if nothing is to be answered, or if a package or the task cannot do it."
+    if decoding != "free" and not suites:
+        what, how = f"--decoding {decoding} answers suites, and none is named", "add --prompts"
+        raise UserError(what, "--prompts", how)
+    if pick_decoding(decoding, None) == "grounded":
+        load_task().ground([], [])
+    return decoding
+
+
 def _exported_row(exported: dict) -> dict:
     "Return one line of the table of written files."
     return {
@@ -956,14 +1002,16 @@ def main(argv=None):
     "Write a run's model in smaller formats and evaluate each."
     a = _parser().parse_args(argv)
     formats, suites = pick_formats(a.formats), _load_suites(a.prompts, a.engines)
+    way = _pick_decoding(a.decoding, suites)
     run, cfg = open_evaluable(a.run_dir)
-    settings = EvalSettings(a.batch_size, a.max_new_tokens, a.dtype, a.device, quiet=a.quiet, facts=a.facts)
+    options = {"quiet": a.quiet, "facts": a.facts, "decoding": way}
+    settings = EvalSettings(a.batch_size, a.max_new_tokens, a.dtype, a.device, **options)
     measuring = MeasureSettings(tuple(dict.fromkeys(a.engines)), a.kl_prompts, a.time_again, a.eager)
     folder = quantize_run(run, cfg, formats, suites, settings, measuring, a.out)
     if suites:
-        rows = results(folder)
+        rows = results(folder, decoding=way)
         print("\n\n".join(filter(None, [quality_table(rows), llama_cpp_lines(rows)])))
-        print(f"\nresults: {folder}; {file_to_ship(main_rows(folder))}")
+        print(f"\nresults: {folder}; {file_to_ship(main_rows(folder, way))}")
     else:
         exported = [read_json(folder / fmt.name / "export.json") for fmt in formats]
         smallest = min(e["file_mb"] for e in exported)

@@ -21,8 +21,17 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from ..contract.grammar import Grammar, import_llguidance
-from ..contract.task import ANSWER_LIMIT, Task, compare, failure_row, load_schema_task, load_task
+from ..contract.grammar import Grammar
+from pocketguide.contract.task import (
+    ANSWER_LIMIT,
+    DECODINGS,
+    Task,
+    compare,
+    failure_row,
+    load_schema_task,
+    load_task,
+    pick_decoding,
+)
 from ..core.cli import Parser, add_shared, command, positive_int
 from ..core.config import Config, dump_config
 from ..core.errors import UserError
@@ -44,7 +53,7 @@ from ..engine.completion import Completion
 from ..engine.decoder import generate_alone
 from ..engine.generate import Engine, end_tokens
 from ..engine.models import base_hash, is_same_base, load_model, load_tokenizer
-from ..engine.prompts import build_prompts
+from ..engine.prompts import build_prompts, own_grammars
 from ..engine.ranks import Ranks, join_ranks, leave_ranks
 
 # %% ../../nbs/03_batched_eval.ipynb #plot-comparison
@@ -135,36 +144,42 @@ def answer(
     quiet: bool = False,
     options=(),  # what the prompts show beside the question, from `task.prompt_options`
     ranks: Ranks = Ranks(),  # each answers its share; rank 0 returns all answers, the others empty results
+    decoding: str = "free",  # `contract` and `best_effort` by the engine's grammar, `grounded` by one of each answer's own
 ) -> tuple[dict[str, list[dict]], dict]:
     "Return the sample rows of each suite by name, in suite order, and the cost of the pass."
     questions = [row for suite in suites for row in suite.rows]
-    prompts = build_prompts(task, engine, questions, options, ranks=ranks)
+    prompts = build_prompts(task, engine, questions, options, ranks=ranks, decoding=decoding)
     limits = task.answer_limits(questions, context.get("max_new_tokens"))
-    keys = [answer_key(p.token_ids, {**context, "max_new_tokens": n}) for p, n in zip(prompts, limits)]
-    asked = {key: (p.token_ids, limit) for key, p, limit in zip(keys, prompts, limits)}
+    contexts = [
+        {**context, "max_new_tokens": n, **({"lark": p.lark} if p.lark else {})} for p, n in zip(prompts, limits)
+    ]
+    keys = [answer_key(p.token_ids, own) for p, own in zip(prompts, contexts)]
+    asked = {key: (p.token_ids, limit, p.lark) for key, p, limit in zip(keys, prompts, limits)}
     answers = _answer_prompts(engine, keys, asked, journal, label, quiet, ranks)
     if not ranks.first:
         return {}, {}
     found = [answers[key] for key in keys]
     _tell_too_long(label, found)
     rows = iter(
-        _sample_row(task, question, kept, prompt.classification, options)
+        _sample_row(task, question, kept, prompt.classification, options, decoding)
         for question, kept, prompt in zip(questions, found, prompts)
     )
-    return {suite.name: [next(rows) for _ in suite.rows] for suite in suites}, _cost(found, bool(engine.grammar))
+    return {suite.name: [next(rows) for _ in suite.rows] for suite in suites}, _cost(found, decoding != "free")
 
 
-def _sample_row(task: Task, question: dict, kept: dict, classification, options) -> dict:
+def _sample_row(task: Task, question: dict, kept: dict, classification, options, decoding: str) -> dict:
     "Return the row of one answer: its verdict, what was recognised, and how often the grammar overruled the model."
     row = task.sample_row(question, kept["text"], kept["finish_reason"], kept["tokens"], kept["latency_ms"])
     overruled = {"held": kept["held"]} if "held" in kept else {}
+    if decoding != "free":
+        overruled["decoding"] = decoding
     return {**row, **overruled, **task.classification_fields(classification, options)}
 
 # %% ../../nbs/03_batched_eval.ipynb #answer-prompts
 def _answer_prompts(
     engine: Engine,
     keys: list[str],  # of the prompts; equal prompts have equal keys and are answered once
-    asked: dict[str, tuple[list[int], int]],  # by key: the prompt's token ids, and the token limit of the answer
+    asked: dict[str, tuple[list[int], int, str]],  # by key: the prompt's token ids, the answer's limit and own grammar
     journal: Path,
     label: str,
     quiet: bool,
@@ -188,12 +203,13 @@ def _answer_prompts(
 def _generate(
     engine: Engine, asked: dict[str, tuple], log: JsonlLog, session: float, label: str, quiet: bool
 ) -> dict[str, dict]:
-    "Answer prompts (token ids and the answer's limit, by key) and append each answer to `log` as it finishes."
+    "Answer prompts (token ids, the answer's limit and own grammar, by key); append each to `log` as it finishes."
     done, keys, started = {}, list(asked), time.perf_counter()
-    prompts, limits = map(list, zip(*asked.values())) if asked else ([], [])
+    prompts, limits, larks = map(list, zip(*asked.values())) if asked else ([], [], [])
+    grammar = own_grammars(engine, larks) if any(larks) else engine.grammar
     progress = _Progress(label, limits, quiet)
     with contextlib.closing(progress.bar):
-        for completion in engine.stream(prompts, progress, max_new_tokens=limits):
+        for completion in engine.stream(prompts, progress, max_new_tokens=limits, grammar=grammar):
             key = keys[completion.index]
             done[key] = {
                 "key": key,
@@ -201,7 +217,7 @@ def _generate(
                 "finish_reason": completion.finish_reason,
                 "tokens": completion.num_tokens,
                 "latency_ms": completion.latency_ms,
-                **({"held": completion.overruled} if engine.grammar else {}),
+                **({"held": completion.overruled} if grammar else {}),
                 "session": session,
                 "elapsed": time.perf_counter() - started,
             }
@@ -282,7 +298,7 @@ class EvalSettings:
     check_parity: int = 0  # prompts to answer a second time, alone, by transformers' generate
     quiet: bool = False
     facts: str = "auto"  # facts in the prompts: auto (as the run's config says), on, off
-    constrained: bool | str = False  # constrain every answer to the task's schema while it is decoded; or "best_effort"
+    decoding: str = "free"  # one of `contract.task.DECODINGS`, or "best_effort": contract, as far as it can be enforced
 
 # %% ../../nbs/03_batched_eval.ipynb #write-results
 def write_results(
@@ -349,6 +365,13 @@ def _same_base(runs: list[tuple[Run, Config]]) -> Config:
     return first
 
 
+_PASS_KEYS = {  # `constrained` was there before the other ways of decoding
+    "contract": {"constrained": True},
+    "best_effort": {"constrained": "best_effort"},
+    "grounded": {"decoding": "grounded"},
+}
+
+
 def pass_context(task: Task, model, cfg: Config, settings: EvalSettings) -> dict:
     "Return what answers depend on besides prompt and adapter. The device counts: in bfloat16 a CPU and a GPU differ."
     return {
@@ -358,10 +381,18 @@ def pass_context(task: Task, model, cfg: Config, settings: EvalSettings) -> dict
         "quantization": cfg.runtime.quantization,
         "max_new_tokens": settings.max_new_tokens,
         "schema": task.schema_hash,
-        **({"constrained": settings.constrained} if settings.constrained else {}),
+        **_PASS_KEYS.get(settings.decoding, {}),
     }
 
 # %% ../../nbs/03_batched_eval.ipynb #evaluation
+_TITLES = {
+    "free": "",
+    "contract": ", constrained",
+    "best_effort": ", constrained",
+    "grounded": ", grounded",
+}  # what a model's name says of its decoding in the table
+
+
 @dataclass
 class _Evaluation:
     "Hold what every pass of one evaluation needs."
@@ -381,7 +412,16 @@ class _Evaluation:
         title = self.title(name, options)
         context = {**self.context, "adapter": adapter_hash}
         rows, cost = answer(
-            self.task, self.engine, self.suites, journal, context, title, self.settings.quiet, options, self.ranks
+            self.task,
+            self.engine,
+            self.suites,
+            journal,
+            context,
+            title,
+            self.settings.quiet,
+            options,
+            self.ranks,
+            self.settings.decoding,
         )
         self.summary += [summary_row(self.task, title, suite, own, cost) for suite, own in rows.items()]
         return rows, cost
@@ -389,7 +429,7 @@ class _Evaluation:
     def title(self, name: str, options) -> str:
         "Return the name of a model with how it was asked."
         label = self.task.options_label(options)
-        return name + (f" with {label}" if label else "") + (", constrained" * bool(self.settings.constrained))
+        return name + (f" with {label}" if label else "") + _TITLES[self.settings.decoding]
 
 # %% ../../nbs/03_batched_eval.ipynb #start-evaluation
 def _start_evaluation(
@@ -414,10 +454,10 @@ def _start_evaluation(
 
 
 def _make_engine(task: Task, settings: EvalSettings, model, tokenizer) -> Engine:
-    "Return an engine as the settings say, with the task's grammar if answers are constrained."
+    "Return an engine as the settings say, with the task's grammar if all answers have that one."
     grammar = None
-    if settings.constrained:
-        ends, best_effort = end_tokens(model, tokenizer), settings.constrained == "best_effort"
+    if settings.decoding in ("contract", "best_effort"):
+        ends, best_effort = end_tokens(model, tokenizer), settings.decoding == "best_effort"
         grammar = Grammar(tokenizer, task.schema, model.config.vocab_size, ends, best_effort=best_effort)
     return Engine(model, tokenizer, settings.batch_size, settings.max_new_tokens or ANSWER_LIMIT, grammar=grammar)
 
@@ -444,7 +484,7 @@ def evaluate(
     ranks: Ranks = Ranks(),
 ) -> list[dict]:
     "Evaluate every run on every suite and write the results. Returns one summary row per model and suite, on rank 0."
-    roots = [task.results_root(run, out, settings.constrained) for run, _ in runs]
+    roots = [task.results_root(run, out, settings.decoding) for run, _ in runs]
     if len({output_run(run, root, make=False).path for (run, _), root in zip(runs, roots)}) < len(runs):
         how = "evaluate them one after the other, or rename a folder"
         raise UserError("two runs have the same results folder", out or runs[0][0].path, how)
@@ -512,7 +552,8 @@ def _generation(work: _Evaluation, cfg: Config, run: Run, suite: Suite, base_cos
         "base_hash": base_hash(cfg.base_model_id),
         "adapter_hash": run.adapter_hash,
         "suite_hash": file_hash(suite.path),
-        "settings": work.task.generation_settings(cfg, settings.facts, settings.constrained),
+        "settings": work.task.generation_settings(cfg, settings.facts, settings.decoding),
+        "decoding": "contract" if settings.decoding == "best_effort" else settings.decoding,
         **({"not_enforced": rows} if engine.grammar and (rows := engine.grammar.unenforced) else {}),
         "versions": versions(),
     }
@@ -540,9 +581,11 @@ _HELP = {
     "run_dir": "run directories, runs/train/<RUN_ID>; the base model answers each set of prompts once for all",
     "batch_size": "prompts decoded at a time (by each rank), or auto: as many as fit into memory",
     "facts": "show the destination's offline facts and the constraints in the prompts; auto: as the run was trained",
-    "constrained": "constrain every answer to the schema while it is decoded (needs the extra [constrained]), and "
-    "refuse a schema that cannot be enforced; best_effort: name what cannot be enforced, and check it afterwards; "
-    "results go below RUN_DIR/constrained, unless --out is given",
+    "decoding": "free; contract: hold every answer to the schema; grounded: give every answer a grammar of its own, of "
+    "what it may say (both need the extra [constrained]); results that are not free go below RUN_DIR/constrained or "
+    "RUN_DIR/grounded, unless --out is given",
+    "constrained": "the same as --decoding contract: refuse a schema that cannot be enforced while decoding; "
+    "best_effort: name what cannot be enforced, and check it afterwards",
     "schema": "ask for this JSON Schema and judge by it, instead of the travel contract; "
     "results go below RUN_DIR/schemas/NAME-HASH, or OUT/schemas/NAME-HASH",
     "check_parity": "answer N prompts again, one at a time, with transformers' generate, and record how many "
@@ -558,6 +601,7 @@ def _parser() -> Parser:
     add_shared(p, "batch_size", help=_HELP["batch_size"])
     add_shared(p, "max_new_tokens", "dtype", "device")
     p.add_argument("--facts", choices=("auto", "on", "off"), default="auto", help=_HELP["facts"])
+    p.add_argument("--decoding", choices=DECODINGS, help=_HELP["decoding"])
     p.add_argument(
         "--constrained", nargs="?", const=True, default=False, choices=("best_effort",), help=_HELP["constrained"]
     )
@@ -568,19 +612,20 @@ def _parser() -> Parser:
     return p
 
 # %% ../../nbs/03_batched_eval.ipynb #read-arguments
-def _settings(a: argparse.Namespace) -> EvalSettings:
+def _settings(a: argparse.Namespace, task: Task) -> EvalSettings:
     """Return the settings that the arguments give.
 
     `UserError` for two that exclude each other or a package that is missing.
     """
-    if a.constrained and a.check_parity:
+    decoding = pick_decoding(a.decoding, "contract" if a.constrained else None)
+    if decoding == "grounded":
+        task.ground([], [])  # a task that cannot do it says so before a weight is loaded
+    if decoding != "free" and a.check_parity:
         what = "--check_parity answers with transformers' generate, which knows no grammar"
-        raise UserError(what, "--constrained", "leave one of the two out")
-    if a.constrained:
-        import_llguidance()  # report a missing package before a weight is loaded
-    return EvalSettings(
-        a.batch_size, a.max_new_tokens, a.dtype, a.device, a.check_parity, a.quiet, a.facts, a.constrained
-    )
+        flag = "--constrained" if a.constrained else f"--decoding {decoding}"
+        raise UserError(what, flag, "leave one of the two out")
+    decoding = a.constrained if isinstance(a.constrained, str) else decoding
+    return EvalSettings(a.batch_size, a.max_new_tokens, a.dtype, a.device, a.check_parity, a.quiet, a.facts, decoding)
 
 
 def _load_suites(paths: list[str], task: Task) -> list[Suite]:
@@ -625,13 +670,13 @@ def main(argv=None):
     runs = [open_evaluable(path) for path in a.run_dir]
     for _, cfg in runs:
         task.prompt_options(cfg, a.facts)  # a task without facts refuses --facts on
-    settings = _settings(a)
+    settings = _settings(a, task)
     ranks = join_ranks(settings.device)
     with _interruptible(argv, ranks):
         summary = evaluate(task, runs, suites, settings, a.out, ranks)
     leave_ranks()
     if ranks.first:
-        folders = [output_run(run, task.results_root(run, a.out, a.constrained), make=False) for run, _ in runs]
+        folders = [output_run(run, task.results_root(run, a.out, settings.decoding), make=False) for run, _ in runs]
         where = ", ".join(str(folder.samples(suite.name)) for folder in folders for suite in suites)
         print(markdown_table(summary))
         print(f"results: {where}; {task.headline} {summary[-1][task.headline]}")

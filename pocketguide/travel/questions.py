@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['NOISE_WEIGHTS', 'MONEY', 'BEFOREHAND', 'Request', 'place_offers', 'suits_place', 'implied_party', 'suits_party',
-           'suits_request', 'activity_filter', 'suitable_activities', 'feasible', 'Plan', 'Tally', 'draw_money',
-           'entries_for', 'cores_for', 'draw_message', 'draw_request', 'with_typo', 'abbreviated', 'add_noise',
-           'join_parts', 'compose_prompt']
+           'suits_request', 'unwanted_pattern', 'activity_filter', 'suitable_activities', 'feasible', 'Plan', 'Tally',
+           'draw_money', 'entries_for', 'cores_for', 'draw_message', 'draw_request', 'with_typo', 'abbreviated',
+           'add_noise', 'join_parts', 'compose_prompt']
 
 # %% ../../nbs/travel/09_questions.ipynb #imports
 import random
@@ -260,7 +260,7 @@ def _mentions(pattern: str, *texts: str) -> bool:
 _FOR_CHILDREN = r"children|child-|playground|pushchair|moods sink|before they melt|picture list"
 
 
-def _unwanted_pattern(traits: set[str], frames: dict) -> str:
+def unwanted_pattern(traits: set[str], frames: dict) -> str:
     "Return a pattern of the words in an activity that nobody with these traits wants."
     unwanted = [frames["unwanted"][trait] for trait in sorted(traits) if trait in frames["unwanted"]]
     if not {"family_kids", "family_baby"} & traits:
@@ -308,7 +308,7 @@ def _suits_mobility(activity: dict, needs: dict, traits: set[str]) -> bool:
 def activity_filter(request: Request, frames: dict) -> Callable[[dict], bool]:
     "Return a test of activities and meals: do they suit the place, the people and all that was asked for?"
     needs, traits, place = request.needs, request.traits, set(request.destination["place"])
-    unwanted, ages = _unwanted_pattern(traits, frames), {"any", needs["age"]}
+    unwanted, ages = unwanted_pattern(traits, frames), {"any", needs["age"]}
     low_budget = needs.get("budget") == "low"
 
     def suits(activity: dict) -> bool:

@@ -22,7 +22,7 @@ from ..core.cli import Parser, add_shared, command
 from ..core.errors import UserError
 from ..core.files import packed, read_json, read_jsonl, write_json
 from ..core.runs import Run, open_run
-from ..core.stats import markdown_table, rate_text, wilson
+from ..core.stats import markdown_table, rate_text
 from ..core.text import contains_name, strip_accents
 from .constraints import constraints_met, read_constraints
 from pocketguide.travel.facts import (
@@ -34,9 +34,9 @@ from pocketguide.travel.facts import (
     facts_for,
     main_airports,
 )
-from .gazetteer import Airport, Place, UnknownDestination, airports, countries, country_code, fold
+from .gazetteer import Airport, Place, airports, countries, country_code, fold
 from .library import lines, load_library, walk
-from .places import find_place
+from .measures import destination_of, measure_rows, measures_table, rate, read_labels
 
 # %% ../../nbs/travel/11_review.ipynb #claim
 @dataclass(frozen=True)
@@ -815,22 +815,6 @@ def topic_of_answer(
     return best if best and counts[best] > 1 else ""
 
 # %% ../../nbs/travel/11_review.ipynb #destination
-def _destination(question: dict) -> tuple[Facts | None, str]:
-    "Return the facts and the name of the place that a suite row asks about; (None, name) if no table knows it."
-    name = (question.get("destination") or "").strip()
-    if not name:
-        found = find_place(question["prompt"])
-        return (found.facts, found.words) if found else (None, "")
-    tags = (question.get("metadata") or {}).get("country"), *reversed(question.get("region_tags") or ())
-    country = next((tag for tag in tags if tag and country_code(tag, codes=False)), None)
-    for where in dict.fromkeys((country, None)):
-        try:
-            return facts_for(name, where), name
-        except UnknownDestination:
-            pass
-    return None, name
-
-
 def _place_names(facts: Facts | None, name: str) -> list[str]:
     "Return the names by which an answer may mention the place."
     names = [name.split(",")[0]]
@@ -881,7 +865,7 @@ def _claim_counts(found: Sequence[Claim]) -> dict:
 # %% ../../nbs/travel/11_review.ipynb #review-response
 def _review_response(response: dict, question: dict, content: str | Path) -> dict:
     "Return the part of a review that a valid answer changes."
-    facts, name = _destination(question)
+    facts, name = destination_of(question)
     names = _place_names(facts, name)
     payload_type, topics = question.get("payload_type"), question.get("subjects")
     type_right = response["payload_type"] == payload_type
@@ -925,15 +909,10 @@ def review_row(
     return review if response is None else review | _review_response(response, question, content)
 
 # %% ../../nbs/travel/11_review.ipynb #rate
-def _rate(k: int, n: int) -> dict:
-    "Return a rate as it is written to files; without trials it is None."
-    return {"k": k, "n": n, "rate": k / n if n else None, "wilson_95": list(wilson(k, n)) if n else None}
-
-
 def _rate_of(reviews: Sequence[dict], key: str) -> dict:
     "Return the rate of reviews in which `key` is true, among those in which it is not None."
     known = [review[key] for review in reviews if review[key] is not None]
-    return _rate(sum(known), len(known))
+    return rate(sum(known), len(known))
 
 
 def _rates_by_name(counts: Iterable[tuple[str, int, int]]) -> dict[str, dict]:
@@ -942,7 +921,7 @@ def _rates_by_name(counts: Iterable[tuple[str, int, int]]) -> dict[str, dict]:
     for name, k, n in counts:
         successes[name] += k
         trials[name] += n
-    return {name: _rate(successes[name], trials[name]) for name in trials}
+    return {name: rate(successes[name], trials[name]) for name in trials}
 
 # %% ../../nbs/travel/11_review.ipynb #suite-details
 def _distinct_sentences(reviews: Sequence[dict]) -> dict:
@@ -997,10 +976,10 @@ def review_rows(
     measures = "destination_named type_right subject_right country_right".split()
     return {
         "n": len(reviews),
-        "schema_valid": _rate(totals["valid"], len(reviews)),
+        "schema_valid": rate(totals["valid"], len(reviews)),
         **{key: _rate_of(reviews, key) for key in measures},
-        "facts_right": _rate(totals["claims_right"], totals["claims"]),
-        "constraints_met": _rate(met, totals["constraints"]),
+        "facts_right": rate(totals["claims_right"], totals["claims"]),
+        "constraints_met": rate(met, totals["constraints"]),
         "claims_per_answer": totals["claims"] / totals["valid"] if totals["valid"] else None,
         "distinct_sentences": _distinct_sentences(reviews),
         **_suite_details(reviews),
@@ -1017,13 +996,13 @@ def second_source_rows(rows: Sequence[dict], suite_rows: Sequence[dict]) -> dict
     found = []
     for row in (row for row in rows if row["schema_valid"]):
         question = questions[row["prompt_id"]]
-        if facts := _destination(question)[0]:
+        if facts := destination_of(question)[0]:
             made = claims(row["parsed_json"], facts, question["prompt"])
             found += [(row["prompt_id"], claim, second_opinion(claim, facts)) for claim in made]
     decided = [(claim.kind, opinion, 1) for _, claim, opinion in found if opinion is not None]
     return {
         "claims": len(found),
-        "confirmed": _rate(sum(opinion for _, opinion, _ in decided), len(decided)),
+        "confirmed": rate(sum(opinion for _, opinion, _ in decided), len(decided)),
         "by_kind": _rates_by_name(decided),
         "copy_test": dict(Counter(claim.kind for _, claim, opinion in found if opinion is None)),
         "denied": [{"prompt_id": i, **asdict(c)} for i, c, opinion in found if opinion is False and c.right],
@@ -1035,9 +1014,9 @@ _MEASURES = {  # key -> heading of the table
     "destination_named": "destination named",
     "type_right": "payload type right",
     "subject_right": "topic right",
-    "country_right": "country right",
-    "facts_right": "facts right",
-    "constraints_met": "constraints met",
+    "country_right": "country right (copy test)",
+    "facts_right": "facts right (copy test)",
+    "constraints_met": "constraints met (words anywhere)",
 }
 
 
@@ -1098,18 +1077,30 @@ def _samples_of(
         yield name, questions, {side: _read_samples(path) for side, path in paths.items() if packed(path).exists()}
 
 
+def _measured(rows: Sequence[dict], questions: Sequence[dict], labels: dict, content: str | Path) -> dict:
+    "Return `measure_rows` of a suite's answers; empty without a content library, so that nothing looks measured."
+    return measure_rows(rows, questions, labels, content) if Path(content).is_dir() else {}
+
+
 def review_run(
     run: Run,
     suites: str | Path = "eval/suites",  # folder of the suite files
     topics: str | Path | None = None,  # entries that would answer a question; subjects.json beside `suites` if left out
     content: str | Path | None = None,  # the content library; data/content beside the parent of `suites` if left out
+    labels: str | Path | None = None,  # folder of a reader's labels; labels beside `suites` if left out
 ) -> dict[str, dict]:
     """Return `{run_id, suite, num_prompts, finetuned, base}` for each suite of the run's samples. Writes nothing.
 
+    Each side has the rates of `review_rows` and those of `measures.measure_rows`: `measures` and `findings`.
     `base` is left out if its answers are not there. `UserError` if the run has no samples, or a suite no file."""
-    content, reviewed = content or Path(suites).resolve().parent.parent / "data/content", {}
+    beside, reviewed = Path(suites).resolve().parent, {}
+    content, labels = content or beside.parent / "data/content", labels or beside / "labels"
     for name, questions, rows in _samples_of(run, suites, topics):
-        sides = {side: review_rows(answers, questions, content) for side, answers in rows.items()}
+        known = read_labels(labels, name)
+        sides = {
+            side: review_rows(answers, questions, content) | _measured(answers, questions, known, content)
+            for side, answers in rows.items()
+        }
         reviewed[name] = {"run_id": run.run_id, "suite": name, "num_prompts": len(questions), **sides}
     return reviewed
 
@@ -1171,6 +1162,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             write_json(run.samples(suite) / "second_source.json", opinions)
             second.append(opinions)
     print(content_table(reviews))
+    headings = {f"{r['run_id']}, {r['suite']}": r["finetuned"] for r in reviews if r["finetuned"].get("measures")}
+    if headings:
+        print(f"\nOf the valid answers, without a finding; then units:\n{measures_table(headings)}")
     print("\n`facts right` compares an answer with the tables that its prompt was made from: it measures copying.")
     print(second_source_table(second))
 

@@ -15,15 +15,16 @@ from typing import ClassVar
 from fastcore.basics import patch
 
 from ..contract.schema import Verdict
-from ..contract.task import ANSWER_LIMIT, RATES, Task
+from ..contract.task import ANSWER_LIMIT, RATES, Grounded, Task
 from ..core.config import Config, DataConfig
 from ..core.errors import UserError, nearest
-from ..core.files import read_jsonl
+from ..core.files import packed, read_json, read_jsonl
 from ..core.rows import json_name, require_text, row_id
 from ..core.runs import Run
 from .constraints import read_constraints
 from .contract import PAYLOAD_TYPES, check, contract_schema, load_schema, schema_hash
 from .gazetteer import tables_version
+from .measures import MEASURES, measure_each, read_labels
 from pocketguide.travel.prompts import (
     Classification,
     PromptOptions,
@@ -96,6 +97,26 @@ def row_fields(self: TravelTask, verdict: Verdict, question: dict) -> dict:
 @patch
 def failure_label(self: TravelTask, row: dict) -> str:
     return "too_long" if row.get("finish_reason") == "too_long" else row["category"]
+
+# %% ../../nbs/travel/12_task.ipynb #task-measures
+@patch
+def measures(self: TravelTask) -> dict[str, str]:
+    return {name: measure.label for name, measure in MEASURES.items()}
+
+
+@patch
+def measured(self: TravelTask, rows: list[dict], suite: str, root: str | Path = ".") -> list[dict]:
+    root = Path(root)
+    folder = next((f for f in ("suites", "validation") if packed(root / f"eval/{f}/{suite}.jsonl").exists()), None)
+    if folder is None or not (root / "data/content").is_dir():
+        return []
+    topics = read_json(root / "eval/subjects.json", "file of topics").get(suite, {})
+    asked = [{**q, "subjects": topics.get(q["id"])} for q in self.questions(root / f"eval/{folder}/{suite}.jsonl")]
+    labels = read_labels(root / "eval/labels", suite)
+    return [
+        {"prompt_id": i, "measure": name, "n": found.n, "findings": [f._asdict() for f in found.findings]}
+        for i, name, found in measure_each(rows, asked, labels, root / "data/content")
+    ]
 
 # %% ../../nbs/travel/12_task.ipynb #check-question
 _TEXTS = ("payload_type", "destination", "facts", "difficulty", "category", "country", "entry")
@@ -185,22 +206,31 @@ def recorded_classification(self: TravelTask, row: dict) -> Classification | Non
         return None
     return Classification(row["form"], row.get("form_probability", 1.0), row.get("subject", ""))
 
+# %% ../../nbs/travel/12_task.ipynb #task-ground
+@patch
+def ground(self: TravelTask, questions: list[dict], classifications: list) -> list[Grounded]:
+    "Return of each question the classification that its prompt shows, and the grammar of its answer."
+    from pocketguide.travel.grounding import ground_questions  # only here: the library and its classifier are large
+
+    return ground_questions(questions, classifications)
+
 # %% ../../nbs/travel/12_task.ipynb #task-results
 @patch
-def results_root(self: TravelTask, run: Run, out: Path | None, constrained: bool) -> Path | None:
-    "Return the folder of the results: the user's, `constrained/` inside the run, or None for the run itself."
-    return out or (run.path / "constrained" if constrained else None)
+def results_root(self: TravelTask, run: Run, out: Path | None, decoding: str) -> Path | None:
+    "Return the folder of the results: the user's, `constrained/` or `grounded/` inside the run, or None for itself."
+    folders = {"free": None, "grounded": run.path / "grounded"}
+    return out or folders.get(decoding, run.path / "constrained")
 
 
 @patch
-def generation_settings(self: TravelTask, cfg: Config, facts: str, constrained: bool) -> dict:
+def generation_settings(self: TravelTask, cfg: Config, facts: str, decoding: str) -> dict:
     options = self.prompt_options(cfg, facts)
     return {
         "facts": facts,
         "facts_block": options.facts,
         "form_line": options.payload_type,
         "subject_line": options.topic,
-        "constrained": constrained,
+        "constrained": decoding if decoding == "best_effort" else decoding != "free",
         **({"tables": tables_version()} if options.facts else {}),  # runs without were made with places 1
     }
 
