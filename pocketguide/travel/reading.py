@@ -179,7 +179,7 @@ def _align(words: list[str], prompt: str) -> list[tuple[int, int]]:
             if here < 0:
                 break
             begin, here = (here if begin is None else begin), here + 1
-        if begin is None or here < 0 or (word == "minus" and here - begin > 5):
+        if begin is None or here < 0 or (word == "minus" and re.search("[a-z0-9]", letters[at:begin])):
             spans.append((last, last))
             continue
         at, last = here, places[here - 1] + 1
