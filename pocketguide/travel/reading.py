@@ -179,7 +179,7 @@ def _align(words: list[str], prompt: str) -> list[tuple[int, int]]:
             if here < 0:
                 break
             begin, here = (here if begin is None else begin), here + 1
-        if begin is None or here < 0 or (word == "minus" and here - begin > 5):
+        if begin is None or here < 0 or (word == "minus" and re.search("[a-z0-9]", letters[at:begin])):
             spans.append((last, last))
             continue
         at, last = here, places[here - 1] + 1
@@ -740,9 +740,10 @@ def _windows() -> tuple[re.Pattern, ...]:
     )
     return (
         re.compile(
-            rf" (?:from |between )?{first}(?= ){unit} (?:to|till?|until|-|and) (?:the |about "
-            rf"|around |my |our )?{last}(?= ){unit}(?= (?:\. |off|bus|train|ship|flight|ferry"
-            r"|boat|which|what|only|in|with|and)|\s*$)"
+            rf"(?<! kids)(?<! aged)(?<! ages)(?<! children)(?<! rooms) (?:from |between )?{first}"
+            rf"(?= ){unit} (?:to|till?|until|-|and) (?:the |about |around |my |our )?{last}"
+            rf"(?= ){unit}(?= (?:\. |off|bus|train|ship|flight|ferry|boat|which|what|only"
+            r"|in|with|and)|\s*$)"
         ),
         re.compile(
             r" (?:off|up|in|down|ashore|arrive|from|start|land) (?:the ship |already )?(?:at "
