@@ -243,7 +243,7 @@ def _cost(answers: list[dict], constrained: bool) -> dict:
         "tokens": tokens,
         "tokens_per_s": round(tokens / wall, 1) if wall else None,
     }
-    return {**cost, "held": sum(row["held"] for row in answers)} if constrained else cost
+    return {**cost, "held": sum(row.get("held", 0) for row in answers)} if constrained else cost
 
 # %% ../../nbs/03_batched_eval.ipynb #open-evaluable
 def open_evaluable(path: str | Path) -> tuple[Run, Config]:
