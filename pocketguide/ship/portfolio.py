@@ -58,7 +58,7 @@ def suites_of(runs: list[Run]) -> list[str]:
 
 # %% ../../nbs/ship/06_portfolio.ipynb #variant
 def variant(run: Run, name: str) -> Run:
-    "Return the same weights evaluated in another way: `constrained`, `facts_off` or `validation`."
+    "Return the same weights evaluated in another way: `constrained`, `grounded`, `facts_off` or `validation`."
     return Run(run.path / name / run.run_id)
 
 # %% ../../nbs/ship/06_portfolio.ipynb #content

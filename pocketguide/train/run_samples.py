@@ -243,7 +243,7 @@ def _cost(answers: list[dict], constrained: bool) -> dict:
         "tokens": tokens,
         "tokens_per_s": round(tokens / wall, 1) if wall else None,
     }
-    return {**cost, "held": sum(row["held"] for row in answers)} if constrained else cost
+    return {**cost, "held": sum(row.get("held", 0) for row in answers)} if constrained else cost
 
 # %% ../../nbs/03_batched_eval.ipynb #open-evaluable
 def open_evaluable(path: str | Path) -> tuple[Run, Config]:
@@ -410,19 +410,9 @@ class _Evaluation:
     def run_pass(self, journal: Path, name: str, adapter_hash: str | None, options) -> tuple[dict, dict]:
         "Let the engine's model answer all suites; adds its rows to the summary."
         title = self.title(name, options)
-        context = {**self.context, "adapter": adapter_hash}
-        rows, cost = answer(
-            self.task,
-            self.engine,
-            self.suites,
-            journal,
-            context,
-            title,
-            self.settings.quiet,
-            options,
-            self.ranks,
-            self.settings.decoding,
-        )
+        asked = journal, {**self.context, "adapter": adapter_hash}, title
+        how = self.settings.quiet, options, self.ranks, self.settings.decoding
+        rows, cost = answer(self.task, self.engine, self.suites, *asked, *how)
         self.summary += [summary_row(self.task, title, suite, own, cost) for suite, own in rows.items()]
         return rows, cost
 
