@@ -517,7 +517,7 @@ def _write_measures(folder: Path, suite: str, found: dict[str, list[dict]], labe
 def write_report(
     runs: list[Run], suites: list[str], out: Path, task: Task | None = None
 ) -> tuple[list[dict], list[dict]]:
-    """Write trend, categories, paths and causes (`.csv`, `.md`, `.png`) into `out`; with a `task` also what it measures.
+    """Write trend, categories, paths and causes (`.csv`, `.md`, `.png`) into `out`, with a `task` its measures too.
 
     Returns the trend's rows and the top causes of each suite's newest version. Everything is read first: nothing is
     written if a run cannot be analysed."""
