@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['LENGTHS', 'Version', 'read_version', 'load_versions', 'trend', 'trend_table', 'plot_trend', 'categories',
-           'plot_categories', 'worst_paths', 'plot_paths', 'top_causes', 'mark', 'flips', 'flip_table', 'length_groups',
-           'length_group', 'rates_by', 'plot_rates_by', 'seed_rows', 'write_report', 'main']
+           'plot_categories', 'worst_paths', 'plot_paths', 'top_causes', 'mark', 'flips', 'flip_table',
+           'measured_versions', 'measure_rates', 'measure_findings', 'plot_measures', 'length_groups', 'length_group',
+           'rates_by', 'plot_rates_by', 'seed_rows', 'write_report', 'main']
 
 # %% ../nbs/04_failure_analysis.ipynb #imports
 import csv
@@ -19,6 +20,7 @@ from functools import cached_property
 from pathlib import Path
 
 from .contract.schema import CATEGORIES
+from .contract.task import Task, load_task
 from .core.cli import Parser, command
 from .core.errors import UserError, nearest
 from .core.files import packed, read_jsonl, write_text
@@ -358,6 +360,63 @@ def flip_table(f: dict) -> str:
     ]
     return f"{markdown_table(cells)}\n\nMcNemar's exact p = {f['p']:.2g}"
 
+# %% ../nbs/04_failure_analysis.ipynb #measured-versions
+def measured_versions(versions: list[Version], task: Task, root: str | Path = ".") -> dict[str, list[dict]]:
+    "Return what the task measures in the valid answers of each version, by its name; `root` is the repository."
+    return {v.name: task.measured(list(v.rows), v.suite, root) for v in versions}
+
+
+def measure_rates(found: dict[str, list[dict]], labels: dict[str, str]) -> list[dict]:
+    """Return one row per measure and version with answers that it looks at, in the order of `labels`.
+
+    `right` of `n` answers have no finding, `units_right` of `units` parts of them."""
+    rows = []
+    for name, label in labels.items():
+        for version, results in found.items():
+            own = [r for r in results if r["measure"] == name]
+            if own:
+                right, units = sum(not r["findings"] for r in own), sum(r["n"] for r in own)
+                low, high = wilson(right, len(own))
+                counts = {"right": right, "n": len(own), "low": low, "high": high}
+                wrong = sum(len(r["findings"]) for r in own)
+                rows.append(
+                    {"measure": label, "version": version, **counts, "units_right": units - wrong, "units": units}
+                )
+    return rows
+
+# %% ../nbs/04_failure_analysis.ipynb #plot-measures
+def measure_findings(found: dict[str, list[dict]], labels: dict[str, str], examples: int = 1) -> list[dict]:
+    "Return for each measure and version how many answers have a finding, and the first findings of as many answers."
+    rows = []
+    for name, label in labels.items():
+        for version, results in found.items():
+            wrong = [r for r in results if r["measure"] == name and r["findings"]]
+            for r in wrong[:examples]:
+                finding = r["findings"][0]
+                rows.append(
+                    {"measure": label, "version": version, "answers": len(wrong), "example": r["prompt_id"], **finding}
+                )
+    return rows
+
+
+def plot_measures(rows: list[dict], ax=None, title: str = "Valid answers without a finding"):
+    "Draw the rows of `measure_rates`, one line per measure down the side, one colour per version."
+    order = list(dict.fromkeys(r["measure"] for r in rows))
+    names = dict.fromkeys(r["version"] for r in rows)
+    series = {name: [(r["measure"], r["right"], r["n"]) for r in rows if r["version"] == name] for name in names}
+    size = (8.5, 1.6 + 0.5 * len(order))
+    return plot_rates(
+        series,
+        ax,
+        "point",
+        True,
+        order=order,
+        what="valid answers without a finding",
+        title=title,
+        size=size,
+        counts=True,
+    )
+
 # %% ../nbs/04_failure_analysis.ipynb #lengths
 LENGTHS = (0, 300, 450, 600, 1000)  # lower edges of the bins, in tokens; the last bin is near the usual limit of 1024
 
@@ -445,19 +504,33 @@ def _write_suite(folder: Path, suite: str, versions: list[Version]) -> None:
     paths = plot_paths(versions, title=f"Where answers break the contract: {suite}")
     _save_figure(paths, folder / f"{suite}_paths.png")
 
+
+def _write_measures(folder: Path, suite: str, found: dict[str, list[dict]], labels: dict[str, str]) -> None:
+    "Write the content measures of one suite, with examples; nothing if nothing was measured."
+    if rows := measure_rates(found, labels):
+        _write_table(folder, f"{suite}_measures", rows)
+        write_text(folder / f"{suite}_findings.md", markdown_table(measure_findings(found, labels)) + "\n")
+        plot = plot_measures(rows, title=f"Valid answers without a finding: {suite}")
+        _save_figure(plot, folder / f"{suite}_measures.png")
+
 # %% ../nbs/04_failure_analysis.ipynb #write-report
-def write_report(runs: list[Run], suites: list[str], out: Path) -> tuple[list[dict], list[dict]]:
-    """Write trend, categories, paths and causes (`.csv`, `.md`, `.png`) into `out`.
+def write_report(
+    runs: list[Run], suites: list[str], out: Path, task: Task | None = None
+) -> tuple[list[dict], list[dict]]:
+    """Write trend, categories, paths and causes (`.csv`, `.md`, `.png`) into `out`, with a `task` its measures too.
 
     Returns the trend's rows and the top causes of each suite's newest version. Everything is read first: nothing is
     written if a run cannot be analysed."""
     by_suite = {s: load_versions(runs, s) for s in suites}
+    found = {s: measured_versions(versions, task) for s, versions in by_suite.items()} if task else {}
     rows = [row for versions in by_suite.values() for row in trend(versions)]
     repeats = [row for s in suites for row in seed_rows(runs, s)]
     _write_table(out, "trend", rows, trend_table)
     _save_figure(plot_trend(rows, repeats=repeats), out / "trend.png")
     for suite, versions in by_suite.items():
         _write_suite(out, suite, versions)
+        if task:
+            _write_measures(out, suite, found[suite], task.measures())
     return rows, [c for versions in by_suite.values() for c in top_causes(versions[-1])]
 
 # %% ../nbs/04_failure_analysis.ipynb #parser
@@ -488,7 +561,8 @@ def main(argv=None):
         how = "evaluate them with python -m pocketguide.train.run_samples"
         raise UserError("these runs have no results", where, how)
     out = args.out or runs[-1].path / "analysis"
-    rows, causes = write_report(runs, suites, out)
+    known = any(packed(Path("eval") / f / f"{s}.jsonl").exists() for f in ("suites", "validation") for s in suites)
+    rows, causes = write_report(runs, suites, out, load_task() if known else None)  # without questions: no measures
     top = markdown_table(causes[:5]) if causes else "none: every answer is schema-valid"
     print(trend_table(rows))
     print(f"\nTop causes of failure of the newest version:\n{top}")
