@@ -176,9 +176,8 @@ def rank_activities(question: str, request: Request, library: dict) -> list[dict
         place, activity = pair
         named = len(said & stems(" ".join([*activity["text"], activity["location"], activity["id"]])))
         own_diet = bool(activity.get("meal")) and "any" not in activity.get("diet", ["any"])
-        return (
-            2 * named + 1.5 * len(wanted & set(activity["interest"])) + bool(activity["place"]) + own_diet - place / 1e4
-        )
+        liked = len(wanted & set(activity["interest"]))
+        return 2 * named + 1.5 * liked + bool(activity["place"]) + own_diet - place / 1e4
 
     place, frames = set(request.destination["place"]), library["frames"]
     there = [
@@ -316,7 +315,7 @@ def plan_days(
     window: tuple[int, int] | None = None,  # minutes of a day between which a one-day plan stays
     folder: str | Path = "data/content/sights",
 ) -> list[list[tuple[Slot, list[Item]]]]:
-    "Return for every day its slots with what may stand in each. Nothing is offered twice; a slot that nothing suits is left out."
+    "Return for every day its slots with what may stand in each. Nothing is offered twice; an empty slot is left out."
     facts = request.facts
     name = request.destination["name"]
     sights = sights_of(name, facts.country_code, folder) if facts else []
