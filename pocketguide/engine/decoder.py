@@ -23,8 +23,9 @@ from pocketguide.engine.static_cache import (
 
 # %% ../../nbs/engine/10_decoder.ipynb #constrained-rows
 class ConstrainedRows:
-    """Constrain the rows of a cache to a grammar, or each to its own: one matcher per row on the host, one bitmask per row
-    on the device."""
+    """Constrain the rows of a cache to a grammar, or each to its own.
+
+    There is one matcher per row on the host, and one bitmask per row on the device."""
 
     def __init__(self, cache: StaticKVCache, grammar: Grammar):
         self.cache, self.masks = cache, Masks(grammar, cache.size)

@@ -357,8 +357,8 @@ def stream(self: Engine, prompts: list[list[int]], progress=None, on_token=None,
     After every look at the rows, `progress(generated, finished)` gets the number of new tokens and the new completions.
     `on_token(index, token, text)` gets every token of prompt `index` in order, but not the end of turn, and the text
     that it adds (empty while a character is incomplete); if memory runs out, answers at work start again with their
-    first token. `options` are those of `DecodeOptions` that differ from the engine's own for this call: `grammar` may be
-    a list with one for each prompt."""
+    first token. `options` are those of `DecodeOptions` that differ from the engine's own for this call: `grammar` may
+    be a list with one for each prompt."""
     how, progress = self.options(**options), progress or (lambda generated, finished: None)
     check_tokens(self.model, self.tokenizer, prompts)
     how.check_grammars(len(prompts))

@@ -933,8 +933,8 @@ _HELP = {
     "dtype": "precision of computation; auto is bfloat16 if the hardware is fast at it",
     "device": "where PyTorch runs; auto is the GPU if there is one",
     "eager": "use no CUDA graphs: slower, but depends on fewer kernels",
-    "decoding": "free; contract: hold every answer to the schema; grounded: give every answer a grammar of its own (both "
-    "need the extra [constrained]); results that are not free go into a folder of that name beside the format's others",
+    "decoding": "free; contract: hold every answer to the schema; grounded: give every answer a grammar of its own "
+    "(both need the extra [constrained]); results that are not free go into a folder of that name",
     "facts": "show the destination's offline facts and the constraints in the prompts; auto: as the run was trained",
     "out": "write the results below this folder, in a run directory of the same name, instead of into the run itself",
 }

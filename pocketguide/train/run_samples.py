@@ -144,7 +144,7 @@ def answer(
     quiet: bool = False,
     options=(),  # what the prompts show beside the question, from `task.prompt_options`
     ranks: Ranks = Ranks(),  # each answers its share; rank 0 returns all answers, the others empty results
-    decoding: str = "free",  # `contract` and `best_effort` by the engine's grammar, `grounded` by one of each answer's own
+    decoding: str = "free",  # `contract`, `best_effort`: by the engine's grammar; `grounded`: by each answer's own
 ) -> tuple[dict[str, list[dict]], dict]:
     "Return the sample rows of each suite by name, in suite order, and the cost of the pass."
     questions = [row for suite in suites for row in suite.rows]
