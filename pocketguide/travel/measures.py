@@ -20,14 +20,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..contract.schema import json_path
-from ..core.errors import UserError
 from ..core.files import packed, read_json, read_jsonl
 from ..core.stats import wilson
 from ..core.text import contains_name, strip_accents
 from pocketguide.travel.constraints import (
     answer_strings,
     constraint_met,
-    itinerary_items,
     normalize_text,
     read_constraints,
     rule_table,
