@@ -201,7 +201,7 @@ class Candidate:
 
 VOTE = 4.0  # added to the log odds of the entry that the language model itself would choose
 GENERAL = 1.0  # added to those of a general entry: more questions have only such a one than the library has messages
-FITS, CROSSES = 0.5, 0.6  # least probability of an entry that is offered, of the asked and of another payload type
+FITS, CROSSES = 0.5, 0.9  # least probability of an entry that is offered, of the asked and of another payload type
 FILE = "retriever.bin.xz"
 HOW = "train it: python3 -m pocketguide.travel.retrieve --train"
 
@@ -249,7 +249,7 @@ def _crossing(retriever: Retriever, question: str, payload_type: str) -> Candida
 
 
 def best(
-    retriever: Retriever, question: str, payload_type: str, vote: str = "", cross: bool = True
+    retriever: Retriever, question: str, payload_type: str, vote: str = "", cross: bool = False
 ) -> Candidate | None:
     """Return the entry that answers a question; None if none fits.
 
