@@ -100,17 +100,19 @@ def nearest_similarity(prompts: Sequence[str], others: Sequence[str] | None = No
     Shape (n,), 0 to 1; without `others`, the nearest of the other prompts."""
     bags = _bags_of_words(prompts)
     other_bags = bags if others is None else _bags_of_words(others)
-    column = {word: i for i, word in enumerate(sorted(set().union(*bags, *other_bags)))}
+    times = Counter(word for bag in bags for word in bag)
+    shared = {w for w, n in times.items() if n > 1} if others is None else times.keys() & set().union(*other_bags)
+    column = {word: i for i, word in enumerate(sorted(shared))}  # other words are common to no two prompts
 
     def table(bags):
         rows = np.zeros((len(bags), len(column)), dtype=np.float32)
         for row, bag in zip(rows, bags):
-            row[[column[word] for word in bag]] = 1
+            row[[column[word] for word in bag if word in column]] = 1
         return rows
 
-    a, b = table(bags), table(other_bags)  # (n, words), (m, words)
-    common = a @ b.T  # (n, m)
-    similar = common / np.maximum(1, a.sum(1)[:, None] + b.sum(1)[None] - common)
+    sizes, other_sizes = (np.array([len(bag) for bag in b], dtype=np.float32) for b in (bags, other_bags))
+    common = table(bags) @ table(other_bags).T  # (n, m)
+    similar = common / np.maximum(1, sizes[:, None] + other_sizes[None] - common)
     if others is None:
         np.fill_diagonal(similar, 0)
     return similar.max(1, initial=0)
