@@ -193,7 +193,7 @@ def ground(self: Task, questions: list[dict], classifications: list) -> list[Gro
 
 
 def pick_decoding(decoding: str | None, other: str | None, flag: str = "--constrained") -> str:
-    """Return the way of decoding that is asked for by `--decoding`, by an older `flag` that means `other`, or by neither.
+    """Return the way of decoding that `--decoding` asks for, or an older `flag` that means `other`, or free.
 
     `UserError` if the two contradict each other, or the package for grammars is missing."""
     if decoding and other and decoding != other:
