@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['RATES', 'DECODINGS', 'ANSWER_LIMIT', 'TASKS', 'DEFAULT_TASK', 'summarise', 'compare', 'Task', 'Grounded',
-           'pick_decoding', 'recorded_decoding', 'failure_row', 'SchemaTask', 'load_schema_task', 'load_task']
+           'pick_decoding', 'recorded_decoding', 'failure_row', 'grounded_limit', 'SchemaTask', 'load_schema_task',
+           'load_task']
 
 # %% ../../nbs/contract/03_task.ipynb #imports
 import hashlib
@@ -333,6 +334,11 @@ ANSWER_LIMIT = 1024  # tokens of an answer, unless its question asks for more
 def answer_limit(self: Task, question: dict) -> int:
     "Return the most tokens that the answer to `question`, a row of a suite, may need."
     return ANSWER_LIMIT
+
+
+def grounded_limit(limit: int, lark: str) -> int:
+    "Return the token limit of an answer with a grammar of its own, which ends by itself: more than `limit`."
+    return max(limit, 2 * ANSWER_LIMIT) if lark else limit
 
 
 @patch

@@ -20,7 +20,7 @@ from pathlib import Path
 from fastcore.basics import patch
 
 from ..contract.grammar import Grammar, has_llguidance
-from ..contract.task import ANSWER_LIMIT, load_schema_task, load_task, pick_decoding
+from ..contract.task import ANSWER_LIMIT, grounded_limit, load_schema_task, load_task, pick_decoding
 from ..core.errors import UserError, nearest
 from ..core.files import read_json
 from ..core.runs import Run, open_run, published_runs
@@ -257,7 +257,7 @@ class _Listener:
             self.listener(self.text)
 
 # %% ../../nbs/ship/04_guide.ipynb #guide
-DEFAULT_DECODING = "contract"  # of travel answers, if the extra [constrained] is installed
+DEFAULT_DECODING = "grounded"  # of travel answers, if the extra [constrained] is installed
 
 
 class Guide:
@@ -414,7 +414,7 @@ def _answer_limit(self: Guide, question: str, prompt: BuiltPrompt) -> dict:
         raise UserError(f"the question makes a prompt of {len(prompt.token_ids):,} tokens", "question", how)
     if self.max_new_tokens:
         return {}
-    asked = self.task.answer_limit({"prompt": question})
+    asked = grounded_limit(self.task.answer_limit({"prompt": question}), prompt.lark)
     return {"max_new_tokens": min(asked, self.model.max_length - len(prompt.token_ids))}
 
 

@@ -28,6 +28,7 @@ from pocketguide.contract.task import (
     Task,
     compare,
     failure_row,
+    grounded_limit,
     load_schema_task,
     load_task,
     pick_decoding,
@@ -150,6 +151,8 @@ def answer(
     questions = [row for suite in suites for row in suite.rows]
     prompts = build_prompts(task, engine, questions, options, ranks=ranks, decoding=decoding)
     limits = task.answer_limits(questions, context.get("max_new_tokens"))
+    if not context.get("max_new_tokens"):
+        limits = [grounded_limit(n, p.lark) for n, p in zip(limits, prompts)]
     contexts = [
         {**context, "max_new_tokens": n, **({"lark": p.lark} if p.lark else {})} for p, n in zip(prompts, limits)
     ]

@@ -134,6 +134,8 @@ def suits_sight(sight: Sight, request: Request, frames: dict) -> bool:
     needs, traits = request.needs, request.traits
     if any(sight.kind in kinds for trait, kinds in _NOT_FOR.items() if trait in traits):
         return False
+    if re.search(r"\bnight\b", sight.name.lower()):  # sights are for the day
+        return False
     if needs.get("mobility") == "step_free" and "wheelchair" in traits and "step_free" not in sight.marks:
         return False
     if needs.get("weather") == "rain" and sight.setting == "outdoor":
@@ -168,6 +170,12 @@ def rank_sights(question: str, request: Request, sights: Sequence[Sight], frames
     return [s for _, s in sorted(suitable, key=score, reverse=True)]
 
 
+_SPECIAL = re.compile(  # of lodging, company or a place that nobody spoke of
+    r"lodging|\broom\b|pyjama|canteen|pilgrim|temple hall|shack|after the show|hostel|camp|ranger|own cooker|foil"
+    r"|your (stove|balcony|terrace)"
+)
+
+
 def rank_activities(question: str, request: Request, library: dict) -> list[dict]:
     "Return the activities and meals that suit, the fittest first."
     wanted, said = _interests(request), _said(question, request)
@@ -180,11 +188,11 @@ def rank_activities(question: str, request: Request, library: dict) -> list[dict
         return 2 * named + 1.5 * liked + bool(activity["place"]) + own_diet - place / 1e4
 
     place, frames = set(request.destination["place"]), library["frames"]
-    there = [
-        a
-        for a in suitable_activities(request, library)
-        if place_offers(" ".join([*a["text"], a["location"]]).lower(), place, frames)
-    ]
+    there = []
+    for activity in suitable_activities(request, library):
+        text = " ".join([*activity["text"], activity["location"]]).lower()
+        if place_offers(text, place, frames) and not _SPECIAL.search(text):
+            there.append(activity)
     return [a for _, a in sorted(enumerate(there), key=score, reverse=True)]
 
 # %% ../../nbs/travel/16_day_plan.ipynb #item
@@ -216,7 +224,8 @@ def sight_item(sight: Sight, frames: dict) -> Item:
 
 
 _ARTICLE = re.compile(
-    r"(National|Royal|Archaeological|Old|Central|Botanical|Municipal|Regional|Maritime|Great)\b|[^,']* (of|de la) [^,']*$"
+    r"(National|Royal|Archaeological|Old|Central|Botanical|Municipal|Regional|Maritime|Great)\b"
+    r"|[^,']* (of|de la) [^,']*$"
     r"|[^,']* (Museum|Gallery|Theatre|Library|Monument|Stadium|Amphitheatre|Fortress|Citadel|Bazaar|Aquarium)$"
 )
 
@@ -249,7 +258,8 @@ class Dealer:
         self.request, self.library, self.values = request, library, values
         ranked = rank_sights(question, request, sights, library["frames"])
         self.near = [s for s in ranked if not is_far(s)]
-        self.far = [s for s in ranked if is_far(s)] if request.days >= 4 else []
+        said = _said(question, request)
+        self.far = [s for s in ranked if is_far(s) and (request.days >= 4 or said & stems(s.name))]
         self.activities = rank_activities(question, request, library)
         self.done: set[str] = set()  # ids of the activities dealt so far
 

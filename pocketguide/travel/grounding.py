@@ -94,14 +94,34 @@ def _destination(question: str, facts: Facts | None) -> dict:
     }
 
 
+_TROPICS = 23.5  # degrees of latitude within which there are no four seasons
+
+
+def _southern(facts: Facts | None) -> bool | None:
+    "Return whether a place lies in the south, so that its months name other seasons; None in the tropics."
+    return None if facts is None or facts.lat is None or abs(facts.lat) < _TROPICS else facts.lat < 0
+
+
+def _is_certain(constraint: dict, party: str, facts: Facts | None) -> bool:
+    "Return True unless a constraint is about children while none travel, or about a season where there is none."
+    if constraint["kind"] in ("baby", "kids"):
+        return party == "family_baby" or (constraint["kind"] == "kids" and party == "family_kids")
+    return constraint["kind"] != "season" or _southern(facts) is not None
+
+
 def request_of(question: str, payload_type: str, entry: dict, library: dict) -> tuple[Request, Reading]:
     "Return what a question asks for, and the reading that says so."
     place = find_place(question)
     facts = place.facts if place else None
-    reading = read_question(question, southern=None if facts is None or facts.lat is None else facts.lat < 0)
+    reading = read_question(question, southern=_southern(facts))
     stated = reading.constraints
-    known = [c for c in library["constraints"]["constraints"] if c["id"] in stated and payload_type in c["payloads"]]
-    party = party_of(reading) or next((c["party"] for c in known if c.get("party")), "")
+    party = party_of(reading)
+    known = [
+        c
+        for c in library["constraints"]["constraints"]
+        if c["id"] in stated and payload_type in c["payloads"] and _is_certain(c, party, facts)
+    ]
+    party = party or next((c["party"] for c in known if c.get("party")), "")
     days = 1 if window_of(reading) else max(1, min(reading.days or _UNSAID_DAYS, _MOST_DAYS))
     request = Request(
         question,
@@ -252,7 +272,9 @@ def title(self: Author, titles: Sequence[str]) -> str:
 def _lines(self: Author, part: str) -> list[list[str]]:
     "Return what the library offers for a `part` of the envelope: the entry's lines, those of a trip, and facts."
     request = self.request
-    if request.payload_type != "itinerary":
+    if part == "assume":
+        lines = []  # an assumption of an entry may deny what the traveller has said
+    elif request.payload_type != "itinerary":
         lines = [[line] for line in request.entry[part]]
     else:
         lines = [[line["text"]] for line in self.library["activities"]["trip"][part] if self._suits(line)]
@@ -264,6 +286,13 @@ def _lines(self: Author, part: str) -> list[list[str]]:
     ]
     nothing_known = "not-covered" in request.entry.get("id", "")  # then facts of the place are beside the point
     return lines + facts * bool(request.facts and not nothing_known)
+
+
+@patch
+def essentials(self: Author) -> list[str]:
+    "Return what the answer may not leave out, by the words of the question."
+    said = self.question.lower()
+    return [e["say"] for e in self.frames["essentials"] if re.search(e["words"], said)]
 
 
 @patch
@@ -282,6 +311,8 @@ def points(self: Author, part: str, least: int, most: int) -> str:
     first = self.units([c["answer"].get(part, ()) for c in request.constraints[:_MOST_SAID]])
     if not request.informed and request.destination["name"]:
         first = self.units([self.frames["unknown"][part]]) + first
+    if part == "next":
+        first = self.units([[say] for say in self.essentials()]) + first
     pool = self.units(self._lines(part))
     return self.lark.array(pool, max(least, len(first)), max(most, len(first) + 1), first)
 
@@ -389,7 +420,7 @@ def procedure(self: Author) -> str:
     "Return an expression for the payload of a procedure: what to have ready, the steps, and how it should end."
     entry = self.request.entry
     title, steps = self.title([entry["title"]]), self.steps()
-    before = self.units(entry.get("preconditions", ())) + self._preparations()
+    before = self._preparations()  # those of the entry may deny what the traveller has said
     after = self.units(entry.get("postchecks", ()))
     time = entry.get("estimated_time") if "deadline" not in self.request.traits else None
     return json_object(
@@ -490,6 +521,8 @@ def _own_lines(self: Author, groups: Sequence[str]) -> dict[str, list[str]]:
         group = GROUP_OF.get(constraint["kind"], "")
         if line := self._constraint_item(constraint):
             own.setdefault(group if group in groups else "For you", []).append(line)
+    for text in self.units([[say] for say in self.essentials()]):
+        own.setdefault("For you", []).append(json_object([("text", text, False), ("priority", value("must"), False)]))
     return own
 
 
@@ -581,11 +614,13 @@ def itinerary(self: Author, folder: str | Path) -> str:
 
 # %% ../../nbs/travel/17_grounding.ipynb #not-covered
 _SERIOUS_WORDS = {
-    "health": r"altitude|allerg|anaphyl|epipen|medic(?!al trip)|insulin|tablets|pills|fever|\bbit(e|ten)\b|\bstung|sting"
-    r"|vomit|bleed|pregnan|\bpain|vaccin|rabies|malaria|doctor|hospital|\bsick\b|\bill\b|injur|asthma|diabet|faint"
+    "health": r"altitude|allerg|anaphyl|epipen|medic(?!al trip)|insulin|tablets|pills|fever|\bbit(e|ten)\b"
+    r"|\bstung|sting|vomit|bleed|pregnan|\bpain|vaccin|rabies|malaria|doctor|hospital"
+    r"|\bsick\b|\bill\b|injur|asthma|diabet|faint"
     r"|dengue|infect|dizzy|migraine|headache|\bpuk|heat ?wave|mou?ld\b|x-?ray|dentist|tooth|\b[2-6],?\d00 ?m\b",
-    "danger": r"storm|cyclone|hurricane|typhoon|flood|earthquake|tsunami|volcan|erupt|avalanche|wildfire|bush ?fire|riot"
-    r"|protest|robbed|mugged|assault|followed|stalk|rip current|shark|drown|kidnap|unsafe|dangerous|landslide|bomb",
+    "danger": r"storm|cyclone|hurricane|typhoon|flood|earthquake|tsunami|volcan|erupt|avalanche|wildfire"
+    r"|bush ?fire|riot|protest|robbed|mugged|assault|followed|stalk|rip current"
+    r"|shark|drown|kidnap|unsafe|dangerous|landslide|bomb",
     "law": r"arrest|\bpolice\b|detain|\bcourt\b|\bfined?\b|overstay|bribe|customs|smuggl|illegal|\blegal|drone"
     r"|\bdrugs?\b|cannabis|\bvisa\b|deport|border guard|licen[cs]e|permit|apostille|attest|registration"
     r"|quarantine|passport\b|tax\b",
