@@ -360,6 +360,12 @@ def text(self: LlamaCpp, completion: Completion) -> str:
     "Return the completion as it came, special tokens shown."
     return self.tokenizer.decode(completion.token_ids)
 
+# %% ../../nbs/engine/12_llama.ipynb #compile-lark
+@patch
+def compile_lark(self: LlamaCpp, text: str) -> Grammar:
+    "Return the grammar of one answer, written in Lark, for this file's tokenizer."
+    return Grammar.from_lark(self.tokenizer, text, len(self.tokenizer), {self.tokenizer.eos_token_id})
+
 # %% ../../nbs/engine/12_llama.ipynb #llama-continue
 @patch
 def continue_prompts(self: LlamaCpp, prompts: list[list[int]], max_new_tokens: int) -> list[str]:
@@ -375,12 +381,6 @@ def first_logits(self: LlamaCpp, prompts: list[list[int]], tokens: list[int]) ->
     prompts = [p if context is None else p[-context:] for p in prompts]  # of a too long one the end is read
     self.open(max(map(len, prompts), default=0) + 1)
     return [self._logits(self._unread(ids))[tokens].tolist() for ids in prompts]
-
-# %% ../../nbs/engine/12_llama.ipynb #compile-lark
-@patch
-def compile_lark(self: LlamaCpp, text: str) -> Grammar:
-    "Return the grammar of one answer, written in Lark, for this file's tokenizer."
-    return Grammar.from_lark(self.tokenizer, text, len(self.tokenizer), {self.tokenizer.eos_token_id})
 
 # %% ../../nbs/engine/12_llama.ipynb #log-probabilities
 @patch
