@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from ..contract.schema import json_path
 from ..core.files import packed, read_json, read_jsonl
-from ..core.stats import rate_text, wilson
+from ..core.stats import markdown_table, rate_text, wilson
 from ..core.text import contains_name, strip_accents
 from pocketguide.travel.constraints import (
     answer_strings,
