@@ -19,15 +19,15 @@ sys.path.insert(0, str(ROOT))
 from pocketguide.contract.grammar import Grammar
 from pocketguide.core.files import read_jsonl
 from pocketguide.engine.models import load_tokenizer
-from pocketguide.engine.testing import make_tiny_base
+from pocketguide.engine.testing import make_tiny_base, random_answer
 from pocketguide.travel.contract import PAYLOAD_TYPES, check
 from pocketguide.travel.grounding import (
     answer_grammar,
     as_checklist,
-    entries_of,
     guide_library,
     not_covered_entry,
 )
+from pocketguide.travel.library import entries_of
 
 OTHER_KEYS = ("time_block", "location", "mode", "type", "id", "priority", "name", "payload_type", "timezone")
 WALKS_OF_A_GRAMMAR = 10
@@ -41,21 +41,6 @@ def all_entries(library: dict, payload_type: str) -> list[dict]:
     if payload_type != "itinerary":
         entries = entries + [not_covered_entry(payload_type, s, library) for s in ("health", "danger", "law")]
     return entries
-
-
-def walk(grammar: Grammar, tokenizer, rng: random.Random) -> str:
-    "Return an answer that a random walk writes; raise `AssertionError` at a dead end."
-    matcher, tokens = grammar.matchers(1)[0], []
-    while not matcher.is_stopped():
-        step = matcher.compute_ff_tokens()
-        if not step:
-            mask = int.from_bytes(matcher.compute_bitmask(), "little")
-            allowed = [t for t in range(len(tokenizer)) if mask >> t & 1]
-            assert allowed, f"a dead end after {tokenizer.decode(tokens)[-300:]!r}"
-            step = [rng.choice(allowed)]
-        assert matcher.consume_tokens(step)
-        tokens += step
-    return tokenizer.decode([t for t in tokens if t not in grammar.ends])
 
 
 def units(value: object, key: str = "") -> Iterator[str]:
@@ -97,7 +82,7 @@ def main() -> int:
             question = rng.choice(questions)
             grammar = Grammar.from_lark(tokenizer, answer_grammar(question, payload_type, entry, library))
             for _ in range(WALKS_OF_A_GRAMMAR):
-                text = walk(grammar, tokenizer, rng)
+                text = random_answer(grammar, tokenizer, rng)
                 if wrong := fault(text, payload_type):
                     print(f"{payload_type} {entry.get('id')} {question!r}\n{wrong}\n{text}")
                     return 1

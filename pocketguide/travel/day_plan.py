@@ -146,10 +146,6 @@ def suits_sight(sight: Sight, request: Request, frames: dict) -> bool:
     return not re.search(pattern, f"{sight.name} {sight.kind}".lower())
 
 # %% ../../nbs/travel/13_day_plan.ipynb #rank
-def _interests(request: Request) -> set[str]:
-    return {c["need"]["interest"] for c in request.constraints if "interest" in c.get("need", {})}
-
-
 def _said(question: str, request: Request) -> set[str]:
     "Return the stems of a question's words, without those of its place."
     return stems(question) - stems(f"{request.destination['name']} {request.destination.get('country', '')}")
@@ -157,7 +153,7 @@ def _said(question: str, request: Request) -> set[str]:
 
 def rank_sights(question: str, request: Request, sights: Sequence[Sight], frames: dict) -> list[Sight]:
     "Return the sights that suit, the fittest first."
-    wanted, said = _interests(request), _said(question, request)
+    wanted, said = request.interests, _said(question, request)
     with_children = request.needs["age"] == "kids"
 
     def score(pair: tuple[int, Sight]) -> float:
@@ -178,7 +174,7 @@ _SPECIAL = re.compile(  # of lodging, company or a place that nobody spoke of
 
 def rank_activities(question: str, request: Request, library: dict) -> list[dict]:
     "Return the activities and meals that suit, the fittest first."
-    wanted, said = _interests(request), _said(question, request)
+    wanted, said = request.interests, _said(question, request)
 
     def score(pair: tuple[int, dict]) -> float:
         place, activity = pair
