@@ -361,7 +361,7 @@ def _address(library: dict, path: tuple) -> str:
 _RULES = {"sense", "clash", "ground", "apart", "unwanted", "company", "features", "days"}  # of frames.yaml
 _LABELS = TAGS.keys() | set(
     "id kind party payloads category estimated_time requires options condition from to type group groups when unless "
-    "fits priority location transport mode where meal need places with".split()
+    "fits priority location transport mode where meal need places with source written".split()
 )
 
 
