@@ -17,7 +17,7 @@ $(VENV)/.done: constraints.txt settings.ini setup.py
 	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) was not found (Makefile): install Python 3.10 or later, or say make PYTHON=..." >&2; exit 2; }
 	@echo "setting up $(VENV) ..."
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	@$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable ".[dev]"
 	@touch $@
 
 setup: $(VENV)/.done ## make .venv with the pinned versions

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['CANDIDATES', 'Slot', 'day_slots', 'window_slots', 'distance_km', 'is_far', 'suits_sight', 'rank_sights',
-           'rank_activities', 'Item', 'sight_item', 'activity_item', 'Dealer', 'plan_days']
+           'rank_activities', 'sight_hints', 'sight_texts', 'Item', 'sight_item', 'activity_item', 'Dealer',
+           'plan_days']
 
 # %% ../../nbs/travel/13_day_plan.ipynb #imports
 import re
@@ -191,6 +192,53 @@ def rank_activities(question: str, request: Request, library: dict) -> list[dict
             there.append(activity)
     return [a for _, a in sorted(enumerate(there), key=score, reverse=True)]
 
+# %% ../../nbs/travel/13_day_plan.ipynb #article
+_ARTICLE = re.compile(
+    r"(National|Royal|Archaeological|Old|Central|Botanical|Municipal|Regional|Maritime|Great)\b"
+    r"|[^,']* (of|de la) [^,']*$"
+    r"|[^,']* (Museum|Gallery|Theatre|Library|Monument|Stadium|Amphitheatre|Fortress|Citadel|Bazaar|Aquarium)$"
+)
+
+
+def _takes_article(sight: Sight) -> bool:
+    "Return True if a sentence says `the` before the name: the National Museum, the Belfry of Bruges; not St Mark's."
+    return not re.match(r"(St|Saint|San|Santa|Mount|Lake)\b", sight.name) and bool(_ARTICLE.match(sight.name))
+
+# %% ../../nbs/travel/13_day_plan.ipynb #sight-patterns
+_PLAIN, _FITTING = 2, 2  # hints at a sight that are offered: for everybody, and for this trip
+_NOUNS = {"day_trip": "trip", "ferry_ride": "ferry", "train_ride": "train"}  # of kinds that are not said as they are
+
+
+def _fits_trip(hint: dict, request: Request, part: str) -> bool:
+    "Return True if a hint suits the part of the day, the interests, the weather and the travellers."
+    return (
+        (not part or part in hint.get("time", [part]))
+        and ("interest" not in hint or bool(request.interests & {*hint["interest"]}))
+        and ("weather" not in hint or request.needs.get("weather") in hint["weather"])
+        and ("for" not in hint or bool(request.traits & {*hint["for"]}))
+    )
+
+
+def sight_hints(sight: Sight, request: Request, frames: dict, part: str = "") -> list[str]:
+    "Return some hints at the sight's kind, those that are made for the trip first; other sights get others."
+    kind = frames["hints"].get(sight.kind, [])
+    plain = [hint for hint in kind if isinstance(hint, str)]
+    fitting = [hint["say"] for hint in kind if not isinstance(hint, str) and _fits_trip(hint, request, part)]
+    picked, turn = [], sum(map(ord, sight.name))
+    for hints, most in ((fitting, _FITTING), (plain, _PLAIN)):
+        start = turn % max(1, len(hints))
+        picked += (hints[start:] + hints[:start])[:most]
+    noun = _NOUNS.get(sight.kind, sight.kind.replace("_", " "))
+    return [fill(hint, {"thing": f"the {noun}"}) for hint in picked]
+
+
+def sight_texts(sight: Sight, request: Request, frames: dict, part: str = "") -> list[str]:
+    "Return what an itinerary may say of a sight: its name in one sentence, mostly with a hint after it."
+    thing = {"thing": f"the {sight.name}" if _takes_article(sight) else sight.name}
+    visits = [fill(w, thing) for w in frames["sights"].get(sight.kind, []) + frames["sights"]["any"]]
+    hints = sight_hints(sight, request, frames, part)
+    return [f"{visits[i % len(visits)]} {hint}" for i, hint in enumerate(hints)] + visits
+
 # %% ../../nbs/travel/13_day_plan.ipynb #item
 @dataclass(frozen=True)
 class Item:
@@ -202,11 +250,12 @@ class Item:
     fields: dict = field(default_factory=dict, compare=False)  # transport, booking_needed, warnings
 
 
-def sight_item(sight: Sight, frames: dict) -> Item:
-    "Return a sight as an item. Its row says where it is; what has to be known ahead becomes a warning."
-    wordings = frames["sights"].get(sight.kind, []) + frames["sights"]["any"]
+def sight_item(sight: Sight, request: Request, frames: dict, part: str = "") -> Item:
+    """Return a sight as an item for a part of the day.
+
+    Its row says where it is; what has to be known ahead becomes a warning."""
     thing = f"the {sight.name}" if _takes_article(sight) else sight.name
-    texts = tuple(fill(w, {"thing": thing}) for w in wordings)
+    texts = tuple(sight_texts(sight, request, frames, part))
     fields: dict = {"booking_needed": True} if "ticket ahead" in sight.marks else {}
     cap = thing[:1].upper() + thing[1:]
     if warnings := [
@@ -217,18 +266,6 @@ def sight_item(sight: Sight, frames: dict) -> Item:
         fields["warnings"] = warnings
     where = sight.where if sight.where != "centre" else "the centre"
     return Item(texts, where, sight.name, fields)
-
-
-_ARTICLE = re.compile(
-    r"(National|Royal|Archaeological|Old|Central|Botanical|Municipal|Regional|Maritime|Great)\b"
-    r"|[^,']* (of|de la) [^,']*$"
-    r"|[^,']* (Museum|Gallery|Theatre|Library|Monument|Stadium|Amphitheatre|Fortress|Citadel|Bazaar|Aquarium)$"
-)
-
-
-def _takes_article(sight: Sight) -> bool:
-    "Return True if a sentence says `the` before the name: the National Museum, the Belfry of Bruges; not St Mark's."
-    return not re.match(r"(St|Saint|San|Santa|Mount|Lake)\b", sight.name) and bool(_ARTICLE.match(sight.name))
 
 
 def activity_item(activity: dict, values: dict[str, str]) -> Item | None:
@@ -259,17 +296,17 @@ class Dealer:
         self.activities = rank_activities(question, request, library)
         self.done: set[str] = set()  # ids of the activities dealt so far
 
-    def sight(self, near: str) -> Item | None:
-        "Return the next sight, one at `near` (as `Sight.where`) if there is one."
+    def sight(self, near: str, part: str) -> Item | None:
+        "Return the next sight for a part of the day, one at `near` (as `Sight.where`) if there is one."
         if not self.near:
             return None
         beside = next((s for s in self.near if near and s.where == near and near != "centre"), self.near[0])
         self.near.remove(beside)
-        return sight_item(beside, self.library["frames"])
+        return sight_item(beside, self.request, self.library["frames"], part)
 
     def day_trip(self) -> Item | None:
         "Return the next sight far out of town."
-        return sight_item(self.far.pop(0), self.library["frames"]) if self.far else None
+        return sight_item(self.far.pop(0), self.request, self.library["frames"]) if self.far else None
 
     def several(self, slot: Slot, day: int, first: bool) -> list[Item]:
         "Return up to `CANDIDATES` activities or meals for a slot."
@@ -296,7 +333,7 @@ def _fill_slot(dealer: Dealer, slot: Slot, day: int, first: bool, near: str) -> 
     if " " in slot.activity:
         return _arrival_items(slot, dealer.library, dealer.values)
     by_day = slot.activity == "do" and (slot.part != "evening" or slot.block)
-    if by_day and (item := dealer.sight(near)):
+    if by_day and (item := dealer.sight(near, slot.part)):
         return [item]
     return dealer.several(slot, day, first)
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..core.errors import UserError
-from ..core.files import dump_row
+from ..core.files import dump_row, read_text
 from pocketguide.travel.gazetteer import (
     COUNTRY_ALIASES,
     COUNTRY_NAMES,
@@ -538,11 +538,7 @@ def places_text(content: str | Path = "data/content") -> str:
 
     rows = []
     for path in (Path(content) / layer / "destinations.yaml" for layer in ("v2", "v3")):
-        try:
-            rows += yaml.safe_load(path.read_text(encoding="utf-8"))
-        except OSError as e:
-            how = f"{e.strerror}; give --content the folder that holds v2 and v3"
-            raise UserError("cannot read the destinations", path, how) from None
+        rows += yaml.safe_load(read_text(path, "list of destinations"))
     return "[\n" + ",\n".join(dump_row([r["name"], r["country"], r["place"]]) for r in rows) + "\n]\n"
 
 # %% ../../nbs/travel/03_facts.ipynb #listed

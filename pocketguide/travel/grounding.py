@@ -38,7 +38,7 @@ from .places import english_name, find_place, unrecognised_place
 from .prompts import Classification
 from .questions import BEFOREHAND, Request, is_tropical, unwanted_pattern
 from .reading import Reading, read_question
-from .retrieve import Retriever
+from .retrieve import FITS, SERIOUS_FITS, Retriever
 
 # %% ../../nbs/travel/14_grounding.ipynb #guide-library
 LAYERS = ("v2", "v3", "v4", "v5")  # of the library that grounded answers are written from
@@ -252,9 +252,24 @@ def _lines(self: Author, part: str) -> list[list[str]]:
     "Return what the library offers for a `part` of the envelope: the entry's lines, those of a trip, and facts."
     request = self.request
     # An assumption of an entry may deny what the traveller has said
-    lines = envelope_lines(request, self.library, part) if part != "assume" else []
-    facts = fact_lines(request, self.frames, part) if request.facts and not _is_not_covered(request.entry) else []
-    return [[line] for line in [*lines, *facts]]
+    own = envelope_lines(request, self.library, part) if part != "assume" else []
+    general = fact_lines(request, self.frames, part) if request.facts and not _is_not_covered(request.entry) else []
+    if request.payload_type == "itinerary":
+        own, general = [], own + general
+    return [[line] for line in [*own, *(line for line in general if part == "assume" or self._is_asked_for(line))]]
+
+
+@patch
+def _is_asked_for(self: Author, line: str) -> bool:
+    "Return True if the question or its entry touches the fact that a line carries: money, language, airport or danger."
+    category, traits, said = self.request.entry.get("category", ""), self.request.traits, self.question.lower()
+    touched = {
+        "emergency": category in ("health", "safety") or bool(serious_subject(said)),
+        "currency": category in ("money", "shopping") or bool(re.search(r"\b(cash|cards?|currency|money|pay)\b", said)),
+        "language": bool(traits & {"little_language", "cannot_read_signs"}),
+        "airport": "airport" in said or bool(traits & {"arrival_late", "early_departure"}),
+    }
+    return all(touched.get(name, True) for name in re.findall(r"\{(\w+)\}", line))
 
 
 @patch
@@ -311,13 +326,21 @@ def _step_texts(step: dict) -> str:
 
 
 @patch
+def _concerns(self: Author, part: dict) -> bool:
+    "Return True unless a step or a line of a list is only for other travellers, or not for this one."
+    traits = self.request.traits
+    return not traits & {*part.get("unless", ())} and ("when" not in part or bool(traits & {*part["when"]}))
+
+
+@patch
 def _kept_steps(self: Author) -> list[dict]:
     "Return the steps of the entry without optional ones that a constraint rules out, or that cannot be filled."
     unwanted = unwanted_pattern(self.request.traits | {"family_kids"}, {**self.frames, "unwanted": self._unwanted()})
     steps = []
     for step in self.request.entry["steps"]:
         ruled_out = re.search(unwanted, _step_texts(step).lower())
-        if any(fill(w, self.values) for w in step["do"]) and not (step.get("optional") and ruled_out):
+        said = any(fill(w, self.values) for w in step["do"]) and self._concerns(step)
+        if said and not (step.get("optional") and ruled_out):
             steps.append(step)
     return steps
 
@@ -490,7 +513,10 @@ def _own_lines(self: Author, groups: Sequence[str]) -> dict[str, list[str]]:
 def _group_items(self: Author, name: str, first: list[str], few: bool) -> str | None:
     "Return an expression for the items of a group: `first`, then some of those that fit; None if there are none."
     sections = self.request.entry.get("sections")
-    items = sections.get(name, []) if sections else self._items_of(name) if name != "For you" else []
+    if sections:
+        items = [item for item in sections.get(name, []) if self._concerns(item)]
+    else:
+        items = self._items_of(name) if name != "For you" else []
     pool = [i for i in map(self._item, items) if i]
     if sections:  # all of them, in order
         return json_array(first + pool) if first + pool else None
@@ -671,7 +697,8 @@ def _crossed(library: dict, payload_type: str, entry_id: str) -> dict | None:
 def _entry_ids(question: str, payload_type: str, topic: str) -> list[str]:
     "Return the id of the entry that answers, if one is likely enough; `topic` is the model's own choice."
     vote = topic.strip().replace(" ", "-")
-    found = Retriever.load().best(question, payload_type, vote)
+    least = SERIOUS_FITS if serious_subject(question) else FITS
+    found = Retriever.load().best(question, payload_type, vote, least=least)
     return [found.entry_id] if found else []
 
 

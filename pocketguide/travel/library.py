@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['TAGS', 'PLACEHOLDERS', 'GENERAL_PREFIX', 'FILES', 'MESSAGE_FILES', 'ENTRY_SECTIONS', 'SAME', 'GENERIC', 'LIMITS',
            'pick_one', 'pick_some', 'pick_weighted', 'entries_of', 'walk', 'merge', 'load_library', 'library_hash',
-           'fill', 'coverage', 'sizes', 'coverage_table', 'Line', 'lines', 'Finding', 'find_repeats', 'stated_facts',
-           'lint', 'main']
+           'fill', 'coverage', 'sizes', 'coverage_table', 'unanswered', 'topic_counts', 'sight_counts',
+           'coverage_report', 'Line', 'lines', 'Finding', 'find_repeats', 'stated_facts', 'lint', 'main']
 
 # %% ../../nbs/travel/08_library.ipynb #imports
 import hashlib
@@ -22,9 +22,11 @@ import yaml
 
 from ..core.cli import Parser, command
 from ..core.errors import UserError, nearest
-from ..core.files import file_hash, packed, read_text
+from ..core.files import file_hash, packed, read_jsonl, read_text
+from ..core.stats import markdown_table
 from .contract import PAYLOAD_TYPES
 from .gazetteer import country_code, fold
+from .sights import read_sights
 
 # %% ../../nbs/travel/08_library.ipynb #pick-one
 def pick_one(rng: random.Random, seq: Sequence):
@@ -339,6 +341,52 @@ def coverage_table(library: dict, few: int = 6) -> str:
         thin += [f"{kind}/{tag} {n}" for tag, n in tags.items() if n < few and tag != "any"]
     return "\n".join([*rows, f"thin (fewer than {few}): {', '.join(thin) or 'none'}"])
 
+# %% ../../nbs/travel/08_library.ipynb #unanswered
+def _is_general(entry_id: str) -> bool:
+    return entry_id.startswith(GENERAL_PREFIX)
+
+
+def unanswered(labels: Iterable[dict]) -> tuple[list[str], int]:
+    "Return the ids of the labelled questions that only a general entry answers, and how many have labels of entries."
+    labelled = [row for row in labels if row["entries"]]
+    return [row["id"] for row in labelled if all(map(_is_general, row["entries"]))], len(labelled)
+
+# %% ../../nbs/travel/08_library.ipynb #topic-counts
+def topic_counts(library: dict) -> list[dict]:
+    "Return a row for each category with the number of specific entries by payload type; checklists have no categories."
+    counts = {
+        payload_type: Counter(
+            entry.get("category", "packing and preparing")
+            for entry in entries_of(library, payload_type)
+            if not _is_general(entry["id"])
+        )
+        for payload_type in ENTRY_SECTIONS
+    }
+    categories = sorted(set().union(*counts.values()))
+    return [{"category": name} | {kind: counted[name] for kind, counted in counts.items()} for name in categories]
+
+# %% ../../nbs/travel/08_library.ipynb #sight-counts
+def sight_counts(sights: dict[tuple[str, str], Sequence]) -> Counter:
+    "Return how many destinations have so many sights; `sights` as `travel.sights.read_sights` returns them."
+    return Counter(len(own) for own in sights.values())
+
+# %% ../../nbs/travel/08_library.ipynb #coverage-report
+def coverage_report(library: dict, sights: dict[tuple[str, str], Sequence], labels: Iterable[dict]) -> str:
+    "Return what the library and the sights answer, as tables and lists."
+    missing, asked = unanswered(labels)
+    tags = coverage({**library, "situations": [], "choices": [], "checklists": {"themes": [], "items": []}})
+    kinds = Counter(sight.kind for own in sights.values() for sight in own)
+    per_destination = ", ".join(f"{n}: {count}" for n, count in sorted(sight_counts(sights).items()))
+    parts = [
+        f"specific entries by topic\n{markdown_table(topic_counts(library))}",
+        f"{sum(kinds.values()):,} sights of {len(sights)} destinations; destinations by sights: {per_destination}",
+        "sights by kind: " + ", ".join(f"{kind} {n}" for kind, n in kinds.most_common()),
+    ]
+    for kind in ("interest", "diet", "mobility", "weather", "age", "time"):
+        parts.append(f"activities by {kind}: " + ", ".join(f"{tag} {n}" for tag, n in tags[kind].items()))
+    parts.append(f"{len(missing)} of {asked} labelled questions have no specific entry: {', '.join(missing) or 'none'}")
+    return "\n\n".join(parts)
+
 # %% ../../nbs/travel/08_library.ipynb #line
 class Line(NamedTuple):
     "Describe one sentence or message of the library."
@@ -361,7 +409,7 @@ def _address(library: dict, path: tuple) -> str:
 _RULES = {"sense", "clash", "ground", "apart", "unwanted", "company", "features", "days"}  # of frames.yaml
 _LABELS = TAGS.keys() | set(
     "id kind party payloads category estimated_time requires options condition from to type group groups when unless "
-    "fits priority location transport mode where meal need places with source written".split()
+    "fits priority location transport mode where meal need places with source written words".split()
 )
 
 
@@ -545,11 +593,15 @@ def _parser() -> Parser:
     "Return the parser of the command line."
     parser = Parser(
         prog="pocketguide.travel.library",
-        description="Show what the content library covers, by tag; with --lint, print every finding first and "
-        "exit 2 if there is one.",
+        description="Show what the content library covers, by tag, or with --coverage by topic; with --lint, "
+        "print every finding first and exit 2 if there is one.",
     )
     help_lint = "look for repeated sentences, facts written out, over-long sentences and characters outside ASCII"
     parser.add_argument("--lint", action="store_true", help=help_lint)
+    help_coverage = "report entries by topic, sights, activities and the labelled questions without a specific entry"
+    parser.add_argument("--coverage", action="store_true", help=help_coverage)
+    help_labels = "labels of questions, for --coverage"
+    parser.add_argument("--labels", default="eval/labels/natural200_v1.jsonl", help=help_labels)
     help_content = "folder of the content library (YAML), with one folder per layer"
     parser.add_argument("--content", default="data/content", help=help_content)
     help_layers = "layers in order: the first is complete, later ones add to it; --lint checks what the last one adds"
@@ -562,6 +614,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     "Show what the content library covers; with --lint, print what is wrong with its sentences."
     args = _parser().parse_args(argv)
     library = load_library(args.content, args.layers)
+    if args.coverage:
+        sights = read_sights(Path(args.content) / "sights")
+        print(coverage_report(library, sights, read_jsonl(args.labels, ("id", "entries"), kind="labels")))
+        return
     found = _new_findings(args.content, args.layers) if args.lint else []
     for finding in found:
         print(f"{finding.kind:7} {finding.where}: {finding.what}")

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['LAYERS', 'RESERVED_ASKS', 'RESERVED_MESSAGES', 'Example', 'KINDS', 'SIZES', 'VOTE', 'GENERAL', 'FITS', 'CROSSES',
-           'FILE', 'HOW', 'reserved', 'examples', 'suite_questions', 'leaks', 'words_of', 'groups_of', 'constant',
-           'Vocabulary', 'fit', 'dense', 'Candidate', 'Retriever', 'best', 'pack', 'load', 'quantize', 'temperature',
-           'train', 'judged', 'summary', 'calibration', 'train_file', 'main']
+           'SERIOUS_FITS', 'FILE', 'HOW', 'reserved', 'examples', 'suite_questions', 'leaks', 'words_of', 'groups_of',
+           'constant', 'Vocabulary', 'sparse', 'fit', 'Candidate', 'Retriever', 'best', 'pack', 'load', 'quantize',
+           'temperature', 'train', 'judged', 'summary', 'calibration', 'train_file', 'main']
 
 # %% ../../nbs/travel/12_retrieve.ipynb #imports
 import json
@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -28,8 +29,11 @@ from ..core.stats import markdown_table, rate_text
 from ..core.text import strip_accents
 from .library import ENTRY_SECTIONS, GENERAL_PREFIX, entries_of, library_hash, load_library
 
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
+
 # %% ../../nbs/travel/12_retrieve.ipynb #examples
-LAYERS = ("v2", "v3", "v4")
+LAYERS = ("v2", "v3", "v4", "v5")
 RESERVED_ASKS, RESERVED_MESSAGES = 2, 1  # of each entry, the last ones: the suites are written with them
 Example = tuple[str, str, str]  # payload type, id of the entry, text
 
@@ -148,34 +152,26 @@ class Vocabulary:
         return np.array(positions, np.int64), np.array(values, np.float32)
 
 # %% ../../nbs/travel/12_retrieve.ipynb #fit
-def fit(products: np.ndarray, labels: np.ndarray, cost: float = 1.0, iterations: int = 120) -> np.ndarray:
-    """Return the weight of each text for each class, (texts, classes), by Nesterov's accelerated gradient.
+def sparse(vocabulary: Vocabulary, texts: Sequence[str]) -> "csr_array":
+    "Return the features of texts as a sparse matrix, (texts, features)."
+    from scipy.sparse import csr_array
 
-    `products` (texts, texts) are the inner products of the texts, `labels` the numbers of their classes."""
-    signs = np.where(labels[:, None] == np.arange(labels.max() + 1), 1, -1).astype(np.float32)
-    ones = np.ones(len(products), np.float32)
-    for _ in range(20):  # power iteration: the largest eigenvalue bounds the step
-        ones = products @ ones
-        largest = np.linalg.norm(ones)
-        ones /= largest
-    step, momentum = 1 / (1 + 2 * cost * largest), 1.0
-    weights, ahead = np.zeros_like(signs), np.zeros_like(signs)
-    for _ in range(iterations):
-        slack = np.maximum(0, 1 - signs * (products @ ahead))
-        after = ahead - step * (ahead - 2 * cost * signs * slack)
-        following = (1 + np.sqrt(1 + 4 * momentum**2)) / 2
-        ahead = after + (momentum - 1) / following * (after - weights)
-        weights, momentum = after, following
-    return weights
+    positions, values = zip(*map(vocabulary.features, texts))
+    ends = np.cumsum([0, *map(len, positions)], dtype=np.int32)  # liblinear wants 32 bits
+    columns = np.concatenate(positions).astype(np.int32)
+    return csr_array((np.concatenate(values), columns, ends), (len(texts), len(vocabulary.weights)))
 
 
-def dense(vocabulary: Vocabulary, texts: Sequence[str]) -> np.ndarray:
-    "Return the features of texts as a matrix, (texts, features)."
-    matrix = np.zeros((len(texts), len(vocabulary.weights)), np.float32)
-    for row, text in zip(matrix, texts):
-        positions, values = vocabulary.features(text)
-        row[positions] = values
-    return matrix
+def fit(matrix: "csr_array", labels: np.ndarray, cost: float = 1.0) -> np.ndarray:
+    """Return the weight of each feature for each class, (features, classes): one against the rest.
+
+    `matrix` (texts, features) holds the texts, `labels` the numbers of their classes."""
+    from sklearn.svm import LinearSVC
+
+    weights = LinearSVC(C=cost, fit_intercept=False, random_state=0).fit(matrix, labels).coef_.T
+    if labels.max() == 1:  # two classes have one weight: that of the second
+        weights = np.hstack([-weights, weights])
+    return weights.astype(np.float32)
 
 # %% ../../nbs/travel/12_retrieve.ipynb #candidate
 @dataclass(frozen=True)
@@ -192,9 +188,10 @@ class Candidate:
         return self.entry_id.startswith(GENERAL_PREFIX)
 
 
-VOTE = 4.0  # added to the log odds of the entry that the language model itself would choose
-GENERAL = 1.0  # added to those of a general entry: more questions have only such a one than the library has messages
-FITS, CROSSES = 0.5, 0.9  # least probability of an entry that is offered, of the asked and of another payload type
+VOTE = 3.0  # added to the log odds of the entry that the language model itself would choose
+GENERAL = -3.0  # added to those of a general entry: it answers only where no other comes near
+FITS, CROSSES = 0.2, 0.9  # least probability of an entry that is offered, of the asked and of another payload type
+SERIOUS_FITS = 0.4  # of one that answers a question of health, danger or law: in doubt, none
 FILE = "retriever.bin.xz"
 HOW = "train it: python3 -m pocketguide.travel.retrieve --train"
 
@@ -242,15 +239,15 @@ def _crossing(retriever: Retriever, question: str, payload_type: str) -> Candida
 
 
 def best(
-    retriever: Retriever, question: str, payload_type: str, vote: str = "", cross: bool = False
+    retriever: Retriever, question: str, payload_type: str, vote: str = "", cross: bool = False, least: float = FITS
 ) -> Candidate | None:
-    """Return the entry that answers a question; None if none fits.
+    """Return the entry that answers a question; None if none has a probability of at least `least`.
 
     With `cross`, an entry of another payload type is offered where the asked one has only a general entry or none."""
     found = retriever.rank(question, payload_type, vote)[0]
     if not _known(retriever, question):
         return None
-    fits = found.probability >= FITS
+    fits = found.probability >= least
     if fits and not found.general:
         return found
     return (cross and _crossing(retriever, question, payload_type)) or (found if fits else None)
@@ -301,7 +298,7 @@ def load(path: str | Path | None = None, content: str | Path | None = None) -> R
 Retriever.load = staticmethod(load)
 
 # %% ../../nbs/travel/12_retrieve.ipynb #quantize
-def quantize(weights: np.ndarray, step: float = 1.2) -> tuple[np.ndarray, float]:
+def quantize(weights: np.ndarray, step: float = 2.5) -> tuple[np.ndarray, float]:
     "Return weights as whole numbers and their scale; `step` is in standard deviations, less than half of it becomes 0."
     scale = float(step * weights.std())
     return np.clip(np.rint(weights / scale), -127, 127).astype(np.int8), scale
@@ -324,11 +321,10 @@ def _labelled(rows: Sequence[Example]) -> tuple[list[str], list[str], np.ndarray
     return [text for *_, text in rows], ids, np.array([ids.index(entry) for _, entry, _ in rows])
 
 
-def _held_out_scores(products: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _held_out_scores(matrix: "csr_array", labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     "Return the scores of every fifth text, from a model that was trained on the others, and their labels."
     held = np.arange(len(labels)) % 5 == 4
-    weights = fit(np.ascontiguousarray(products[np.ix_(~held, ~held)]), labels[~held])
-    return products[np.ix_(held, ~held)] @ weights, labels[held]
+    return matrix[held] @ fit(matrix[~held], labels[~held]), labels[held]
 
 
 def train(rows: Sequence[Example], library: str = "", sizes: Sequence[int] = SIZES) -> Retriever:
@@ -338,10 +334,9 @@ def train(rows: Sequence[Example], library: str = "", sizes: Sequence[int] = SIZ
     for payload_type in ENTRY_SECTIONS:
         own = [row for row in rows if row[0] == payload_type]
         texts, ids[payload_type], labels = _labelled(own)
-        matrix = dense(vocabulary, texts)
-        products = matrix @ matrix.T
-        temperatures.append(temperature(*_held_out_scores(products, labels)))
-        part, scales[payload_type] = quantize(matrix.T @ fit(products, labels))
+        matrix = sparse(vocabulary, texts)
+        temperatures.append(temperature(*_held_out_scores(matrix, labels)))
+        part, scales[payload_type] = quantize(fit(matrix, labels))
         parts.append(part)
     info = {"library": library, "scales": scales, "temperature": round(float(np.mean(temperatures)), 4)}
     weights = np.concatenate(parts, 1)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from ..core.cli import Parser, command
 from ..core.errors import UserError, nearest
+from ..core.files import read_text
 from .gazetteer import countries, fold
 
 # %% ../../nbs/travel/05_sights.ipynb #vocabulary
@@ -84,7 +85,7 @@ HEAD = re.compile(r"\[(.+), ([A-Z]{2})\]")
 def _sights_of_file(path: Path) -> Iterator[Sight]:
     "Yield the sights of a file, in its order."
     destination = None
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(read_text(path, "table of sights").splitlines(), 1):
         where = f"{path.name}:{number}"
         if match := HEAD.fullmatch(line):
             destination = match.groups()
@@ -99,9 +100,10 @@ def _sights_of_file(path: Path) -> Iterator[Sight]:
 @cache
 def read_sights(folder: str | Path = "data/content/sights") -> dict[tuple[str, str], list[Sight]]:
     "Return the sights of every (destination, country) in the files of a folder. `UserError` for a broken line."
-    files, found = sorted(Path(folder).glob("*.tsv")), defaultdict(list)
+    stored = [*Path(folder).glob("*.tsv"), *Path(folder).glob("*.tsv.xz")]  # a plain file wins
+    files, found = sorted({path.with_name(path.name.removesuffix(".xz")) for path in stored}), defaultdict(list)
     if not files:
-        raise UserError("there are no sights", folder, "name the folder that holds the .tsv files")
+        raise UserError("there are no sights", folder, "name the folder that holds the .tsv or .tsv.xz files")
     for path in files:
         for sight in _sights_of_file(path):
             found[sight.city, sight.country].append(sight)
