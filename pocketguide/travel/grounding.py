@@ -251,25 +251,38 @@ def title(self: Author, titles: Sequence[str]) -> str:
 def _lines(self: Author, part: str) -> list[list[str]]:
     "Return what the library offers for a `part` of the envelope: the entry's lines, those of a trip, and facts."
     request = self.request
-    # An assumption of an entry may deny what the traveller has said
-    own = envelope_lines(request, self.library, part) if part != "assume" else []
+    # An assumption of an entry before v5 may deny what the traveller has said: nobody read it for that
+    own = envelope_lines(request, self.library, part) if part != "assume" or _assumes_little(request) else []
     general = fact_lines(request, self.frames, part) if request.facts and not _is_not_covered(request.entry) else []
     if request.payload_type == "itinerary":
         own, general = [], own + general
-    return [[line] for line in [*own, *(line for line in general if part == "assume" or self._is_asked_for(line))]]
+    return [[line] for line in [*own, *filter(self._is_asked_for, general)]]
+
+
+_OWN_SUBJECT = re.compile(  # what a line of a trip may speak of only if the question does
+    r"train|boat|ferr|water level|volcan|swim|frozen|tide|\bsnow|\bski|cable car|vine|someone at home|audio guide"
+)
+
+
+def _assumes_little(request: Request) -> bool:
+    "Return True if the entry is one of v5, whose assumptions were read against what travellers say."
+    older = load_library(content_folder(), layers=LAYERS[:-1])
+    return request.payload_type != "itinerary" and not entry_named(older, request.payload_type, request.entry["id"])
 
 
 @patch
 def _is_asked_for(self: Author, line: str) -> bool:
-    "Return True if the question or its entry touches the fact that a line carries: money, language, airport or danger."
+    "Return True if the question or its entry touches what a line is about: money, language, airport, danger, trains …"
     category, traits, said = self.request.entry.get("category", ""), self.request.traits, self.question.lower()
     touched = {
         "emergency": category in ("health", "safety") or bool(serious_subject(said)),
         "currency": category in ("money", "shopping") or bool(re.search(r"\b(cash|cards?|currency|money|pay)\b", said)),
         "language": bool(traits & {"little_language", "cannot_read_signs"}),
         "airport": "airport" in said or bool(traits & {"arrival_late", "early_departure"}),
+        "calling": bool(re.search(r"\b(phone|call|sim|number)", said)),
     }
-    return all(touched.get(name, True) for name in re.findall(r"\{(\w+)\}", line))
+    fitting = all(touched.get(name, True) for name in re.findall(r"\{(\w+)\}", line))
+    return fitting and all(match[0] in said for match in _OWN_SUBJECT.finditer(line.lower()))
 
 
 @patch
@@ -571,7 +584,8 @@ def _slot(self: Author, slot: Slot, items: Sequence[Item]) -> str | None:
 @patch
 def _day_summary(self: Author, day: int, slots: list[tuple[Slot, list[Item]]]) -> str:
     "Return an expression for the sentence of a day: the sights that it surely has, else a plain one."
-    names = [items[0].name for _, items in slots if len(items) == 1 and items[0].name]
+    near = [items[0] for _, items in slots if len(items) == 1 and " km " not in items[0].location]
+    names = [item.name for item in near if item.name]
     if len(names) > 1:
         ends = {"a": names[0], "b": names[-1], "a_cap": names[0][:1].upper() + names[0][1:]}
         texts = [t for line in self.frames["daylines"] if (t := fill(line, self.values | ends))]
@@ -685,7 +699,20 @@ def entry_for(question: str, payload_type: str, ids: Sequence[str], library: dic
         return found[0]
     if subject := serious_subject(question):
         return not_covered_entry(payload_type, subject, library)
-    return found[0] if found else next(e for e in entries_of(library, payload_type) if _general(e))
+    return found[0] if found else entry_named(library, payload_type, _general_id(question, payload_type))
+
+
+_GENERAL = {  # by payload type: the words for which a general entry is meant, then the one for all others
+    "procedure": [(r"lost|broke|stuck|refus|cancel|wrong|missing|stolen|fail|gone|problem", "problem"), ("", "task")],
+    "decision_tree": [(r"worth|price|pay|cost|expensive|cheap|money|[$€£]", "money-choice"), ("", "plan-choice")],
+    "checklist": [(r"pack|bring|bag|wear|suitcase|clothes|luggage", "packing"), ("", "preparation")],
+}
+
+
+def _general_id(question: str, payload_type: str) -> str:
+    "Return the id of the general entry that a question gets if no entry of the library fits."
+    said = question.lower()
+    return GENERAL_PREFIX + next(name for words, name in _GENERAL[payload_type] if re.search(words, said))
 
 
 def _crossed(library: dict, payload_type: str, entry_id: str) -> dict | None:

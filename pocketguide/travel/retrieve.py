@@ -189,9 +189,9 @@ class Candidate:
 
 
 VOTE = 3.0  # added to the log odds of the entry that the language model itself would choose
-GENERAL = -3.0  # added to those of a general entry: it answers only where no other comes near
+GENERAL = -4.0  # added to those of a general entry: it answers only where no other comes near
 FITS, CROSSES = 0.2, 0.9  # least probability of an entry that is offered, of the asked and of another payload type
-SERIOUS_FITS = 0.4  # of one that answers a question of health, danger or law: in doubt, none
+SERIOUS_FITS = 0.25  # of one that answers a question of health, danger or law: in doubt, none
 FILE = "retriever.bin.xz"
 HOW = "train it: python3 -m pocketguide.travel.retrieve --train"
 
