@@ -342,6 +342,9 @@ class Dealer:
         return found
 
 # %% ../../nbs/travel/13_day_plan.ipynb #plan-days
+_LONG_STAY = 5  # days from which half a day may stay free
+
+
 def _arrival_items(slot: Slot, library: dict, values: dict[str, str]) -> list[Item]:
     "Return the one item of an arrival or departure at an odd hour."
     which, i = slot.activity.split()
@@ -372,6 +375,25 @@ def _plan_day(dealer: Dealer, slots: list[Slot], day: int) -> Iterator[tuple[Slo
             yield slot, items
 
 
+_FREE = Slot("afternoon", "do")
+
+
+def _free_afternoons(days: list[list[Slot]], near: int, far: int) -> list[list[Slot]]:
+    """Return the slots of a long stay, with afternoons left free where there are fewer sights than slots.
+
+    `near` sights fill the first days, `far` ones a day each at the end."""
+    wanted = [sum(slot.activity == "do" and slot.part != "evening" for slot in slots) for slots in days]
+    trips = next((n for n in range(far + 1) if sum(wanted[: len(days) - n]) <= near), far)
+    trips -= trips > 0 and sum(wanted[: len(days) - trips]) < near  # no sight may be left for half a day before a trip
+    last = len(days) - trips  # days before the first trip
+    missing, kept = sum(wanted[:last]) - near, list(days)
+    for day in reversed(range(last)):
+        if missing > 0 and _FREE in days[day]:
+            kept[day] = [slot for slot in days[day] if slot != _FREE]
+            missing -= 1
+    return kept
+
+
 def plan_days(
     question: str,
     request: Request,
@@ -385,8 +407,11 @@ def plan_days(
     name = request.destination["name"]
     sights = sights_of(name, facts.country_code, folder) if facts else []
     dealer = Dealer(question, request, library, values, sights)
-    days = []
-    for day in range(1, request.days + 1):
-        slots = window_slots(*window) if window and request.days == 1 else day_slots(request, day)
-        days.append(list(_plan_day(dealer, slots, day)))
+    if window and request.days == 1:
+        slots = [window_slots(*window)]
+    else:
+        slots = [day_slots(request, day) for day in range(1, request.days + 1)]
+    if sights and request.days >= _LONG_STAY:
+        slots = _free_afternoons(slots, len(dealer.near), len(dealer.far))
+    days = [list(_plan_day(dealer, own, day)) for day, own in enumerate(slots, 1)]
     return [day for day in days if day]
