@@ -226,6 +226,11 @@ def _takes_article(sight: Sight) -> bool:
     "Return True if a sentence says `the` before the name: the National Museum, the Belfry of Bruges; not St Mark's."
     return not re.match(r"(St|Saint|San|Santa|Mount|Lake)\b", sight.name) and bool(_ARTICLE.match(sight.name))
 
+
+def _named(sight: Sight) -> str:
+    "Return the name of a sight as a sentence says it."
+    return f"the {sight.name}" if _takes_article(sight) else sight.name
+
 # %% ../../nbs/travel/13_day_plan.ipynb #sight-patterns
 _PLAIN, _FITTING = 2, 2  # hints at a sight that are offered: for everybody, and for this trip
 _NOUNS = {"day_trip": "trip", "ferry_ride": "ferry", "train_ride": "train"}  # of kinds that are not said as they are
@@ -256,8 +261,7 @@ def sight_hints(sight: Sight, request: Request, frames: dict, part: str = "") ->
 
 def sight_texts(sight: Sight, request: Request, frames: dict, part: str = "") -> list[str]:
     "Return what an itinerary may say of a sight: its name in one sentence, mostly with a hint after it."
-    thing = {"thing": f"the {sight.name}" if _takes_article(sight) else sight.name}
-    visits = [fill(w, thing) for w in frames["sights"].get(sight.kind, []) + frames["sights"]["any"]]
+    visits = [fill(w, {"thing": _named(sight)}) for w in frames["sights"].get(sight.kind, []) + frames["sights"]["any"]]
     hints = sight_hints(sight, request, frames, part)
     return [f"{visits[i % len(visits)]} {hint}" for i, hint in enumerate(hints)] + visits
 
@@ -276,7 +280,7 @@ def sight_item(sight: Sight, request: Request, frames: dict, part: str = "") -> 
     """Return a sight as an item for a part of the day.
 
     Its row says where it is; what has to be known ahead becomes a warning."""
-    thing = f"the {sight.name}" if _takes_article(sight) else sight.name
+    thing = _named(sight)
     texts = tuple(sight_texts(sight, request, frames, part))
     fields: dict = {"booking_needed": True} if "ticket ahead" in sight.marks else {}
     cap = thing[:1].upper() + thing[1:]

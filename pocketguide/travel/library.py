@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TAGS', 'PLACEHOLDERS', 'GENERAL_PREFIX', 'FILES', 'MESSAGE_FILES', 'ENTRY_SECTIONS', 'SAME', 'GENERIC', 'LIMITS',
            'pick_one', 'pick_some', 'pick_weighted', 'entries_of', 'walk', 'merge', 'load_library', 'library_hash',
-           'fill', 'coverage', 'sizes', 'coverage_table', 'unanswered', 'topic_counts', 'sight_counts',
+           'fill', 'coverage', 'sizes', 'coverage_table', 'is_general', 'unanswered', 'topic_counts', 'sight_counts',
            'coverage_report', 'Line', 'lines', 'Finding', 'find_repeats', 'stated_facts', 'lint', 'main']
 
 # %% ../../nbs/travel/08_library.ipynb #imports
@@ -342,14 +342,15 @@ def coverage_table(library: dict, few: int = 6) -> str:
     return "\n".join([*rows, f"thin (fewer than {few}): {', '.join(thin) or 'none'}"])
 
 # %% ../../nbs/travel/08_library.ipynb #unanswered
-def _is_general(entry_id: str) -> bool:
+def is_general(entry_id: str) -> bool:
+    "Return True for the id of a general entry."
     return entry_id.startswith(GENERAL_PREFIX)
 
 
 def unanswered(labels: Iterable[dict]) -> tuple[list[str], int]:
     "Return the ids of the labelled questions that only a general entry answers, and how many have labels of entries."
     labelled = [row for row in labels if row["entries"]]
-    return [row["id"] for row in labelled if all(map(_is_general, row["entries"]))], len(labelled)
+    return [row["id"] for row in labelled if all(map(is_general, row["entries"]))], len(labelled)
 
 # %% ../../nbs/travel/08_library.ipynb #topic-counts
 def topic_counts(library: dict) -> list[dict]:
@@ -358,7 +359,7 @@ def topic_counts(library: dict) -> list[dict]:
         payload_type: Counter(
             entry.get("category", "packing and preparing")
             for entry in entries_of(library, payload_type)
-            if not _is_general(entry["id"])
+            if not is_general(entry["id"])
         )
         for payload_type in ENTRY_SECTIONS
     }

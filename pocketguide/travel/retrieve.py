@@ -27,7 +27,7 @@ from ..core.errors import UserError, nearest
 from ..core.files import read_json, read_jsonl, write_bytes
 from ..core.stats import markdown_table, rate_text
 from ..core.text import strip_accents
-from .library import ENTRY_SECTIONS, GENERAL_PREFIX, entries_of, library_hash, load_library
+from .library import ENTRY_SECTIONS, entries_of, is_general, library_hash, load_library
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
@@ -185,7 +185,7 @@ class Candidate:
     @property
     def general(self) -> bool:
         "Return whether it is a general entry, which answers what has no entry of its own."
-        return self.entry_id.startswith(GENERAL_PREFIX)
+        return is_general(self.entry_id)
 
 
 VOTE = 3.0  # added to the log odds of the entry that the language model itself would choose
@@ -218,7 +218,7 @@ class Retriever:
         "Return all entries of a payload type, most probable first; `vote`: the language model's own choice, if known."
         scores = self.scores(question, payload_type)
         ids = self.ids[payload_type]
-        bonus = [VOTE * (entry == vote) + GENERAL * entry.startswith(GENERAL_PREFIX) for entry in ids]
+        bonus = [VOTE * (entry == vote) + GENERAL * is_general(entry) for entry in ids]
         logits = scores / self.info["temperature"] + np.array(bonus)
         odds = np.exp(logits - logits.max())
         order = np.argsort(-odds, kind="stable")
@@ -355,7 +355,7 @@ def judged(
         if fitting := subjects.get(row["id"]):
             ranked = retriever.rank(row["prompt"], row["payload_type"], (votes or {}).get(row["id"], ""))
             place = next(i for i, candidate in enumerate(ranked) if candidate.entry_id in fitting)
-            own = any(not entry.startswith(GENERAL_PREFIX) for entry in fitting)
+            own = not all(map(is_general, fitting))
             judged_row = {
                 "id": row["id"],
                 "first": ranked[0],
