@@ -1066,6 +1066,13 @@ def matchers(self: Grammar, n: int) -> list:
     fresh = [self._first.deep_copy() for _ in range(n)]
     return [UniqueNames(matcher, self.vocabulary) for matcher in fresh] if self.unique_names else fresh
 
+
+@patch
+def accepts(self: Grammar, tokens: list[int]) -> bool:
+    "Return True if the tokens are a whole answer of the grammar, without the token that ends it."
+    (matcher,) = self.matchers(1)
+    return matcher.consume_tokens(tokens) and matcher.is_accepting()
+
 # %% ../../nbs/contract/02_grammar.ipynb #accept
 def accept(matcher, token: int) -> None:
     """Advance `matcher` by `token`; an answer that has ended takes any. `RuntimeError` for a token that its mask did
