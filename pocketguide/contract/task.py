@@ -193,6 +193,12 @@ def ground(self: Task, questions: list[dict], classifications: list) -> list[Gro
     raise UserError(f"the task {self.name} has no grounded decoding", "--decoding grounded", "use free or contract")
 
 
+@patch
+def with_material(self: Task, questions: list[dict], classifications: list, options) -> list:
+    "Return the classifications with what else the prompts of answers without a grammar of their own show; as they are."
+    return classifications
+
+
 def pick_decoding(decoding: str | None, other: str | None, flag: str = "--constrained") -> str:
     """Return the way of decoding that `--decoding` asks for, or an older `flag` that means `other`, or free.
 

@@ -38,6 +38,8 @@ class DataConfig:
     classification_rows: str = ""
     # With payload_type_line: the model also predicts the question's topic, the entry of the library that it is about
     topic_line: bool = False
+    # With topic_line: what the library says of the topic, or the plan of an itinerary's days, stands in the prompt
+    material_block: bool = False
     # With payload_type_line: classification rows are short, so several of them, up to this many tokens with padding,
     # count as one example of the effective batch; 700 tokens are about one prompt with its answer
     classification_tokens: int = 700
@@ -223,6 +225,9 @@ def _verify_combinations(cfg: Config, source: str) -> None:
     if cfg.data.topic_line and not cfg.data.payload_type_line:
         what = "data.topic_line extends data.payload_type_line, which is off"
         raise UserError(what, source, "set data.payload_type_line: true as well")
+    if cfg.data.material_block and not cfg.data.topic_line:
+        what = "data.material_block shows what is known of the topic, but data.topic_line is off"
+        raise UserError(what, source, "set data.topic_line: true as well")
     if cfg.runtime.cuda_graphs and (cfg.runtime.gradient_checkpointing or cfg.runtime.quantization != "none"):
         what = "runtime.cuda_graphs works neither with gradient_checkpointing nor with quantization"
         raise UserError(what, source, "leave one of them out")

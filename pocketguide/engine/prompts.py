@@ -34,8 +34,10 @@ def build_prompts(
     first, larks = ranks is None or ranks.first, [""] * len(questions)
     if classifications is None:
         classifications = task.classify(engine, questions, options) if first else None
-        if ranks is not None:
-            classifications = ranks.broadcast(classifications)
+    if first and decoding != "grounded":
+        classifications = task.with_material(questions, classifications, options)
+    if ranks is not None:
+        classifications = ranks.broadcast(classifications)
     if decoding == "grounded":
         grounded = task.ground(questions, classifications) if first else None
         grounded = grounded if ranks is None else ranks.broadcast(grounded)

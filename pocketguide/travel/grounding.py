@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['LAYERS', 'NOT_COVERED_PREFIX', 'content_folder', 'guide_library', 'entry_named', 'party_of', 'window_of',
            'request_of', 'values_of', 'Author', 'place_notes', 'as_checklist', 'serious_subject', 'not_covered_entry',
-           'answer_grammar', 'entry_for', 'ground_question', 'ground_questions']
+           'author_of', 'answer_grammar', 'entry_for', 'ground_question', 'ground_questions', 'with_material']
 
 # %% ../../nbs/travel/14_grounding.ipynb #imports
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from itertools import combinations
@@ -165,6 +165,7 @@ class Author:
     lark: Lark = field(default_factory=Lark)
     taken: set[str] = field(default_factory=set)  # sentences that the grammar offers already
     window: tuple[int, int] | None = None  # minutes of a day between which a one-day plan stays
+    days: list[list[tuple[Slot, list[Item]]]] | None = None  # of an itinerary, once they are planned
 
     @property
     def frames(self) -> dict:
@@ -597,14 +598,21 @@ def _day_summary(self: Author, day: int, slots: list[tuple[Slot, list[Item]]]) -
 
 
 @patch
+def plan(self: Author, folder: str | Path) -> list[list[tuple[Slot, list[Item]]]]:
+    "Return the day plan of the question, made once; `folder` holds the sights."
+    if self.days is None:
+        self.days = plan_days(self.question, self.request, self.library, self.values, self.window, folder)
+    return self.days
+
+
+@patch
 def itinerary(self: Author, folder: str | Path) -> str:
     "Return an expression for the payload of an itinerary; `folder` holds the sights."
     titles = [t for t in self.frames["itinerary"]["title"] if "{features}" not in t]
     title = self.title(titles if self.values["city"] else ["A plan for {days}"])
-    plan = plan_days(self.question, self.request, self.library, self.values, self.window, folder)
     notes = [t for c in self.request.constraints[:_MOST_SAID] if (t := self.one(c["answer"].get("note", ())))]
     days = []
-    for number, slots in enumerate(plan, 1):
+    for number, slots in enumerate(self.plan(folder), 1):
         items = [i for i in (self._slot(slot, items) for slot, items in slots) if i]
         if items:
             fields = [("day", value(number), False), ("summary", self._day_summary(number, slots), False)]
@@ -654,14 +662,18 @@ def not_covered_entry(payload_type: str, subject: str, library: dict) -> dict:
     return entry | {"title": said["title"], "sections": {"Whom to ask": ready}}
 
 # %% ../../nbs/travel/14_grounding.ipynb #grammar
+def author_of(question: str, payload_type: str, entry: dict, library: dict) -> Author:
+    "Return the author of the answer to a question, from an entry of the library."
+    request, reading = request_of(question, payload_type, entry, library)
+    values = values_of(request, library["frames"])
+    return Author(question, request, library, values, window=window_of(reading))
+
+
 def answer_grammar(
     question: str, payload_type: str, entry: dict, library: dict, sights: str | Path | None = None
 ) -> str:
     "Return the grammar of the answer to a question, in Lark. `sights` is their folder; None: beside the library."
-    request, reading = request_of(question, payload_type, entry, library)
-    values = values_of(request, library["frames"])
-    author = Author(question, request, library, values, window=window_of(reading))
-    return author.write(sights or content_folder() / "sights")
+    return author_of(question, payload_type, entry, library).write(sights or content_folder() / "sights")
 
 
 @patch
@@ -682,6 +694,59 @@ def write(self: Author, sights: str | Path) -> str:
         ]
     )
     return self.lark.text(answer)
+
+# %% ../../nbs/travel/14_grounding.ipynb #material
+_MOST_MATERIAL = {"itinerary": 1500}  # characters; of other payload types:
+_MATERIAL = 1000
+
+
+@patch
+def _first(self: Author, wordings: Iterable[str]) -> str:
+    "Return the first wording that can be filled, without the full stop; empty if none can."
+    return next((t.removesuffix(".") for w in wordings if (t := fill(w, self.values))), "")
+
+
+@patch
+def _day_lines(self: Author, folder: str | Path) -> Iterator[str]:
+    "Yield for every day of an itinerary what may stand in its slots, with the place of each."
+    for number, slots in enumerate(self.plan(folder), 1):
+        parts = []
+        for slot, (item, *_) in slots:
+            what = item.name or item.texts[0].removesuffix(".")
+            parts.append(f"{slot.label} {what} ({item.location})")
+        yield f"Day {number}: " + "; ".join(parts) + "."
+
+
+@patch
+def _entry_lines(self: Author) -> Iterator[str]:
+    "Yield the lines of the entry: steps, nodes with what leads on from them, or items by group."
+    entry, payload_type = self.request.entry, self.request.payload_type
+    if payload_type == "procedure":
+        yield from (f"{i}. {self._first(step['do'])}." for i, step in enumerate(self._kept_steps(), 1))
+    elif payload_type == "decision_tree":
+        ids = _short_ids(in_reach(entry)["nodes"])
+        for node in in_reach(entry)["nodes"]:
+            ways = [f"{e['condition']}: {ids[e['to']]}" for e in entry["edges"] if e["from"] == node["id"]]
+            yield f"{ids[node['id']]} {self._first(node['text'])}" + (f" ({', '.join(ways)})." if ways else ".")
+    else:
+        for name in entry.get("sections") or entry["groups"]:
+            own = (entry.get("sections") or {}).get(name)
+            items = own if own is not None else self._items_of(name)
+            yield f"{name}: " + "; ".join(filter(None, (self._first(item["text"]) for item in items))) + "."
+
+
+@patch
+def material(self: Author, folder: str | Path) -> str:
+    "Return what the answer can be made of, in lines for the prompt, as many as fit."
+    payload_type = self.request.payload_type
+    lines = self._day_lines(folder) if payload_type == "itinerary" else self._entry_lines()
+    kept, room = [], _MOST_MATERIAL.get(payload_type, _MATERIAL)
+    for line in lines:
+        room -= len(line) + 1
+        if room < 0:
+            break
+        kept.append(line)
+    return "\n".join(["Material:", *kept]) if kept else ""
 
 # %% ../../nbs/travel/14_grounding.ipynb #find-entry
 def _general(entry: dict | None) -> bool:
@@ -729,17 +794,25 @@ def _entry_ids(question: str, payload_type: str, topic: str) -> list[str]:
     return [found.entry_id] if found else []
 
 
-def ground_question(question: dict, classification: Classification | None, library: dict) -> Grounded:
-    "Return the entry of one question, as the classification that its prompt shows, and the grammar of its answer."
+def _recognised(
+    question: dict, classification: Classification | None, library: dict
+) -> tuple[Classification | None, Author] | None:
+    "Return the classification that names the entry of one question, and its author; None if it has no payload type."
     text = question["prompt"]
     payload_type = classification.payload_type if classification else question.get("payload_type", "")
     if payload_type not in PAYLOAD_TYPES:
-        return Grounded(classification, "")  # nothing says what is asked for
+        return None  # nothing says what is asked for
     topic = classification.topic if classification else ""
     ids = _entry_ids(text, payload_type, topic) if payload_type != "itinerary" else []
     entry = entry_for(text, payload_type, ids, library)
     shown = classification and classification._replace(topic=_topic(entry, topic))
-    return Grounded(shown, answer_grammar(text, payload_type, entry, library))
+    return shown, author_of(text, payload_type, entry, library)
+
+
+def ground_question(question: dict, classification: Classification | None, library: dict) -> Grounded:
+    "Return the entry of one question, as the classification that its prompt shows, and the grammar of its answer."
+    found = _recognised(question, classification, library)
+    return Grounded(found[0], found[1].write(content_folder() / "sights")) if found else Grounded(classification, "")
 
 
 def _topic(entry: dict, topic: str) -> str:
@@ -751,3 +824,12 @@ def ground_questions(questions: Sequence[dict], classifications: Sequence[Classi
     "Return what the answer to each question is made of."
     library = guide_library()
     return [ground_question(q, c, library) for q, c in zip(questions, classifications)]
+
+
+def with_material(questions: Sequence[dict], classifications: Sequence[Classification | None]) -> list:
+    "Return the classifications with the entry that was found for each question, and its material."
+    library, sights, shown = guide_library(), content_folder() / "sights", []
+    for question, classification in zip(questions, classifications):
+        found = classification and _recognised(question, classification, library)
+        shown.append(found[0]._replace(material=found[1].material(sights)) if found else classification)
+    return shown

@@ -78,6 +78,7 @@ class Classification(NamedTuple):
     probability: float = 1.0  # of the payload type, among the four
     topic: str = ""  # in the model's words; empty if it was not asked, or for itineraries, which have none
     probabilities: tuple[float, ...] = ()  # of all of `PAYLOAD_TYPES`, in order; empty if the model was not asked
+    material: str = ""  # what the library says of it, if prompts show that
 
 # %% ../../nbs/travel/09_prompts.ipynb #classify
 TOPIC_TOKENS = 16  # the token limit of a topic
@@ -250,9 +251,10 @@ class PromptOptions(NamedTuple):
     facts: bool = False  # the facts of the destination, and the constraints
     payload_type: bool = False  # the payload type, as the answering model recognises it
     topic: bool = False  # the topic, likewise
+    material: bool = False  # what the library says of the topic, or of the sights of the place
 
     def __str__(self) -> str:
-        names = [name for name, on in zip(("facts", "form", "subject"), self) if on]
+        names = [name for name, on in zip(("facts", "form", "subject", "material"), self) if on]
         return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
 
 # %% ../../nbs/travel/09_prompts.ipynb #user-message
@@ -262,12 +264,15 @@ def user_message(
     payload_type: str = "",
     topic: str = "",
     facts: str | None = None,  # the block, if it is known; "" shows none; None looks it up
+    material: str = "",  # shown as it is, if the options say so
 ) -> str:
-    "Return the user's turn: classification, facts and constraints, a blank line, the question."
+    "Return the user's turn: classification, facts and constraints, material, a blank line, the question."
     above = [classification_line(payload_type, topic)] if payload_type else []
     if options.facts:
         block = place_facts(question) if facts is None else facts
         above += filter(None, [block, constraints_line(question)])
+    if options.material and material:
+        above.append(material)
     return "\n".join([*above, "", question]) if above else question
 
 
@@ -285,9 +290,10 @@ def training_row(
     "Return the training row that answers a record's question: the chat as messages, the answer as one string."
     facts = record["metadata"].get("facts")
     shown = options._replace(facts=options.facts and facts is not None)
+    material = record["metadata"].get("material", "")
     return {
         "id": record["id"],
-        "messages": question_messages(record["prompt"], shown, payload_type, topic, facts),
+        "messages": question_messages(record["prompt"], shown, payload_type, topic, facts, material),
         "target": serialize(record["response"]),
         "metadata": {key: record[key] for key in ("payload_type", "destination", "difficulty")},
     }

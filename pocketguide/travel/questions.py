@@ -396,6 +396,8 @@ class Plan:
     any_topic: float = 0.4  # share of those whose topic has no entry of its own in the library
     airports: int = 1  # edition of the list of airports; what a published version was composed with stays
     general: float = 0.0  # share of the records whose topic has no entry of its own: a general answer
+    grounded: bool = False  # whether answers are drawn from the grammar of their question; stretches stand alone then
+    shown: float = 0.75  # share of grounded records whose prompt shows material
 
     @property
     def seed(self) -> str:

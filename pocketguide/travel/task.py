@@ -80,8 +80,9 @@ class TravelTask(Task):
         "Return the chat that asks a question, with what the options show above it."
         if "facts" in question and question["facts"] is None:
             options = options._replace(facts=False)
-        payload_type, topic = (classification.payload_type, classification.topic) if classification else ("", "")
-        return question_messages(question["prompt"], options, payload_type, topic, question.get("facts"))
+        found = classification or Classification("")
+        facts = question.get("facts")
+        return question_messages(question["prompt"], options, found.payload_type, found.topic, facts, found.material)
 
 # %% ../../nbs/travel/17_task.ipynb #row-fields
 @patch
@@ -165,7 +166,8 @@ def answer_limit(self: TravelTask, question: dict) -> int:
 def prompt_options(self: TravelTask, cfg: Config, facts: str = "auto") -> PromptOptions:
     "Return what a run's prompts show: as its config says, except facts if `facts` is `on` or `off` instead of `auto`."
     show_facts = cfg.data.facts_block if facts == "auto" else facts == "on"
-    return PromptOptions(show_facts, cfg.data.payload_type_line, cfg.data.topic_line)
+    data = cfg.data
+    return PromptOptions(show_facts, data.payload_type_line, data.topic_line, data.material_block)
 
 
 @patch
@@ -214,6 +216,16 @@ def ground(self: TravelTask, questions: list[dict], classifications: list) -> li
 
     return ground_questions(questions, classifications)
 
+
+@patch
+def with_material(self: TravelTask, questions: list[dict], classifications: list, options: PromptOptions) -> list:
+    "Return the classifications with the material that prompts show; as they are if they show none."
+    if not options.material:
+        return classifications
+    from pocketguide.travel.grounding import with_material  # only here, as above
+
+    return with_material(questions, classifications)
+
 # %% ../../nbs/travel/17_task.ipynb #task-results
 @patch
 def results_root(self: TravelTask, run: Run, out: Path | None, decoding: str) -> Path | None:
@@ -231,6 +243,7 @@ def generation_settings(self: TravelTask, cfg: Config, facts: str, decoding: str
         "form_line": options.payload_type,
         "subject_line": options.topic,
         "constrained": decoding if decoding == "best_effort" else decoding != "free",
+        **({"material": True} if options.material else {}),
         **({"tables": tables_version()} if options.facts else {}),  # runs without were made with places 1
     }
 
@@ -261,7 +274,7 @@ def training_row(self: TravelTask, record: dict, data: DataConfig, where: str) -
     payload_type = record["payload_type"] if data.payload_type_line else ""
     topic = topic_of(record) if data.topic_line else ""
     try:
-        return record_row(record, PromptOptions(facts=data.facts_block), payload_type, topic)
+        return record_row(record, PromptOptions(data.facts_block, material=data.material_block), payload_type, topic)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error)[:160]
         raise UserError("'response' is no answer of the contract", where, reason) from None
