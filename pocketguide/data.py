@@ -477,7 +477,10 @@ def _ground_question(
     record = to_record(request, prompt, drawn.response, plan.version, split)
     record["metadata"]["material"] = drawn.material if rng.random() < plan.shown else ""
     text = serialize(drawn.response)
-    problem = answer_problem(drawn.response, record, text, plan.longest - len(record["metadata"]["material"]))
+    room = (
+        plan.longest - len(prompt) - len(record["metadata"]["material"])
+    )  # so that prompt and target fit 2,048 tokens
+    problem = answer_problem(drawn.response, record, text, room)
     return (None, problem) if problem else (record, "")
 
 
@@ -602,7 +605,7 @@ PLANS["v5"] = replace(
     messages=0.8,
     grounded=True,
     unknown=0.0,
-    longest=5200,
+    longest=5300,
 )
 
 # %% ../nbs/01_data.ipynb #jsonl
