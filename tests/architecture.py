@@ -21,7 +21,7 @@ core: text errors cli files rows config runs stats plots
 contract: dialect cases schema grammar task lark
 engine: chat completion prompts models ranks testing fusion adapters static_cache decoder generate llama
 travel: contract gazetteer facts places sights constraints reading library prompts questions compose retrieve
-travel: day_plan grounding measures review task draws
+travel: day_plan grounding own_guide measures review task draws
 .: data
 train: microbatch train run_samples sweep
 .: failure_analysis

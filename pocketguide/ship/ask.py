@@ -43,6 +43,7 @@ _HELP = {
     "decoding": "free; contract: hold the answer to its schema; grounded: give it a grammar of its own, of what it may "
     "say; left out: the assistant's own choice, or free if the extra [constrained] is not installed",
     "free": "the same as --decoding free",
+    "guide": "a folder with pages, entries and places of your own: they come before the built-in library",
 }
 
 
@@ -57,6 +58,7 @@ def _parser() -> Parser:
     p.add_argument("--schema", type=Path, metavar="FILE", help=_HELP["schema"])
     p.add_argument("--decoding", choices=DECODINGS, help=_HELP["decoding"])
     p.add_argument("--free", action="store_true", help=_HELP["free"])
+    p.add_argument("--guide", type=Path, metavar="FOLDER", help=_HELP["guide"])
     add_shared(p, "max_new_tokens", "dtype", "device")
     return p
 
@@ -171,7 +173,7 @@ def main(argv=None):
 def _load(a: argparse.Namespace, gguf: Path | None) -> Guide:
     "Load the guide that the arguments ask for."
     constrained = False if a.free else None
-    return Guide(a.run_dir, a.schema, gguf, a.max_new_tokens, a.dtype, a.device, constrained, a.decoding)
+    return Guide(a.run_dir, a.schema, gguf, a.max_new_tokens, a.dtype, a.device, constrained, a.decoding, a.guide)
 
 # %% ../../nbs/ship/05_ask.ipynb #run-main
 #| eval: false

@@ -26,6 +26,7 @@ from ..core.files import read_json
 from ..core.runs import Run, open_run, published_runs
 from ..engine.prompts import BuiltPrompt, build_prompts
 from ..travel.contract import PAYLOAD_TYPES, contract_schema
+from ..travel.own_guide import read_own_guide
 from ..travel.places import unrecognised_place
 from pocketguide.travel.prompts import (
     Classification,
@@ -274,6 +275,7 @@ class Guide:
         constrained: bool | None = None,  # the older name: True is the decoding `contract`, False is `free`
         decoding: str
         | None = None,  # as in `contract.task.DECODINGS`; None: `DEFAULT_DECODING`, or free if it cannot be
+        guide: str | Path | None = None,  # a folder with entries and places of the user's own
     ):
         gguf = gguf_file(gguf, run_dir)
         self.run = chosen_run(run_dir, gguf)
@@ -281,6 +283,7 @@ class Guide:
         self.task = load_task() if self.travel else load_schema_task(schema)
         self.options = self.task.prompt_options(self.run.config)
         self.decoding = self._decoding(decoding, constrained)
+        self._add_own(guide)
         constrained = self.decoding != "free"
         if gguf:
             self.model = load_gguf(gguf, max_new_tokens or ANSWER_LIMIT, constrained)
@@ -288,6 +291,19 @@ class Guide:
             self.model = load_torch(self.run.path, dtype, device, max_new_tokens or ANSWER_LIMIT, constrained)
         self.max_new_tokens = max_new_tokens
         self.last: Answer | None = None  # how the latest answer was made
+
+# %% ../../nbs/ship/04_guide.ipynb #guide-own
+@patch
+def _add_own(self: Guide, folder: str | Path | None) -> None:
+    "Let answers be written from a guide of the user's own, if one is named. `UserError` if it cannot be read or used."
+    if folder is None:
+        return
+    if not self.travel:
+        raise UserError("a schema of your own answers from no guide", "guide", "leave one of the two out")
+    if self.decoding != "grounded" and not self.options.material:
+        what = f"answers that are decoded {self.decoding} are written from memory, not from a guide"
+        raise UserError(what, "guide", "use --decoding grounded (it needs the extra [constrained])")
+    self.task.own = read_own_guide(folder)
 
 # %% ../../nbs/ship/04_guide.ipynb #guide-decoding
 @patch

@@ -795,24 +795,35 @@ def _entry_ids(question: str, payload_type: str, topic: str) -> list[str]:
 
 
 def _recognised(
-    question: dict, classification: Classification | None, library: dict
+    question: dict, classification: Classification | None, library: dict, own=None
 ) -> tuple[Classification | None, Author] | None:
-    "Return the classification that names the entry of one question, and its author; None if it has no payload type."
+    """Return the classification that names the entry of one question, and its author; None if it has no payload type.
+
+    `own`: a `travel.own_guide.OwnGuide`, whose entries come first."""
     text = question["prompt"]
     payload_type = classification.payload_type if classification else question.get("payload_type", "")
     if payload_type not in PAYLOAD_TYPES:
         return None  # nothing says what is asked for
     topic = classification.topic if classification else ""
+    if own and (found := own.best(text, payload_type)):
+        payload_type, entry = found
+        shown = classification and classification._replace(payload_type=payload_type, topic=_topic(entry, topic))
+        return shown, author_of(text, payload_type, entry, library)
     ids = _entry_ids(text, payload_type, topic) if payload_type != "itinerary" else []
     entry = entry_for(text, payload_type, ids, library)
     shown = classification and classification._replace(topic=_topic(entry, topic))
     return shown, author_of(text, payload_type, entry, library)
 
 
-def ground_question(question: dict, classification: Classification | None, library: dict) -> Grounded:
+def _sights(own) -> tuple[Path, ...]:
+    "Return the folders of sights, those of a guide of one's own first."
+    return (*([own.sights] if own and own.sights else []), content_folder() / "sights")
+
+
+def ground_question(question: dict, classification: Classification | None, library: dict, own=None) -> Grounded:
     "Return the entry of one question, as the classification that its prompt shows, and the grammar of its answer."
-    found = _recognised(question, classification, library)
-    return Grounded(found[0], found[1].write(content_folder() / "sights")) if found else Grounded(classification, "")
+    found = _recognised(question, classification, library, own)
+    return Grounded(found[0], found[1].write(_sights(own))) if found else Grounded(classification, "")
 
 
 def _topic(entry: dict, topic: str) -> str:
@@ -820,16 +831,18 @@ def _topic(entry: dict, topic: str) -> str:
     return topic if _is_not_covered(entry) else entry.get("id", "").replace("-", " ")
 
 
-def ground_questions(questions: Sequence[dict], classifications: Sequence[Classification | None]) -> list[Grounded]:
-    "Return what the answer to each question is made of."
+def ground_questions(
+    questions: Sequence[dict], classifications: Sequence[Classification | None], own=None
+) -> list[Grounded]:
+    "Return what the answer to each question is made of; `own` is a guide of one's own, or None."
     library = guide_library()
-    return [ground_question(q, c, library) for q, c in zip(questions, classifications)]
+    return [ground_question(q, c, library, own) for q, c in zip(questions, classifications)]
 
 
-def with_material(questions: Sequence[dict], classifications: Sequence[Classification | None]) -> list:
+def with_material(questions: Sequence[dict], classifications: Sequence[Classification | None], own=None) -> list:
     "Return the classifications with the entry that was found for each question, and its material."
-    library, sights, shown = guide_library(), content_folder() / "sights", []
+    library, sights, shown = guide_library(), _sights(own), []
     for question, classification in zip(questions, classifications):
-        found = classification and _recognised(question, classification, library)
+        found = classification and _recognised(question, classification, library, own)
         shown.append(found[0]._replace(material=found[1].material(sights)) if found else classification)
     return shown

@@ -110,12 +110,15 @@ def read_sights(folder: str | Path = "data/content/sights") -> dict[tuple[str, s
     return dict(found)
 
 # %% ../../nbs/travel/05_sights.ipynb #sights-of
-def sights_of(city: str, country: str, folder: str | Path = "data/content/sights") -> list[Sight]:
+def sights_of(
+    city: str,
+    country: str,
+    folder: str | Path | Sequence[str | Path] = "data/content/sights",  # or several, whose sights follow one another
+) -> list[Sight]:
     "Return the sights of a destination, whatever its accents and case; empty if it has none."
-    wanted = fold(city)
-    return [
-        s for (name, code), own in read_sights(folder).items() if code == country and fold(name) == wanted for s in own
-    ]
+    wanted, folders = fold(city), [folder] if isinstance(folder, str | Path) else folder
+    tables = [table for one in folders for table in read_sights(one).items()]
+    return [s for (name, code), own in tables if code == country and fold(name) == wanted for s in own]
 
 # %% ../../nbs/travel/05_sights.ipynb #lint
 LEAST = 8  # sights of a destination

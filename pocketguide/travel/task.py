@@ -58,6 +58,7 @@ class TravelTask(Task):
     rates: ClassVar[dict] = TRAVEL_RATES
     columns: ClassVar[dict[str, str]] = {"schema_valid": "schema_valid", "semantic_valid": "semantic_valid"}
     headline = "schema_valid"
+    own = None  # a guide of the user's own, `travel.own_guide.OwnGuide`: its entries and places come first
 
     @property
     def schema(self) -> dict:
@@ -214,7 +215,7 @@ def ground(self: TravelTask, questions: list[dict], classifications: list) -> li
     "Return of each question the classification that its prompt shows, and the grammar of its answer."
     from pocketguide.travel.grounding import ground_questions  # only here: the library and its classifier are large
 
-    return ground_questions(questions, classifications)
+    return ground_questions(questions, classifications, self.own)
 
 
 @patch
@@ -224,7 +225,7 @@ def with_material(self: TravelTask, questions: list[dict], classifications: list
         return classifications
     from pocketguide.travel.grounding import with_material  # only here, as above
 
-    return with_material(questions, classifications)
+    return with_material(questions, classifications, self.own)
 
 # %% ../../nbs/travel/17_task.ipynb #task-results
 @patch
