@@ -980,6 +980,13 @@ def _verify_whole(version: Published) -> Iterator[str]:
         yield f"{name}: all {len(published)} rows as published"
 
 # %% ../nbs/01_data.ipynb #verify-stretches
+def _reached(checkpoints: Sequence[dict], chosen: Sequence[int], absent: Sequence[str]) -> list[int]:
+    "Return the chosen stretches before which no row is missing: of an absent split all is built, or nothing follows it."
+    kept = set(chosen)
+    missing = [i for i, checkpoint in enumerate(checkpoints) if checkpoint["split"] in absent and i not in kept]
+    return [i for i in chosen if not missing or i < missing[0]]
+
+
 def _verify_stretches(version: Published, suites_folder: str | Path | None, share: float, seed) -> Iterator[str]:
     "Build the chosen stretches again; yield one line for each."
     plan, folder = version.plan, version.folder
@@ -988,7 +995,7 @@ def _verify_stretches(version: Published, suites_folder: str | Path | None, shar
     published = {split: read_jsonl(folder / f"{split}.jsonl", unique="id") for split in kept}
     apart = [*_read_suites(suites_folder).values(), *(published[s] for s in plan.records if s != "train")]
     checkpoints = read_jsonl(folder / "checkpoints.jsonl")
-    chosen = choose_stretches(checkpoints, share, seed, version.absent)
+    chosen = _reached(checkpoints, choose_stretches(checkpoints, share, seed, version.absent), version.absent)
     builder = Builder(plan, load_library(version.content, plan.layers))
     builder.recorded = recorded_places(folder)
     log = Checkpoints(builder)
