@@ -46,6 +46,8 @@ def _label(finding: Finding) -> str:
 def _constraints(question: str) -> list[dict]:
     "Return what the question states, each with the words that state it."
     found = [f for f in read_question(question).findings if f.kind in ("constraint", "days", "hours", "money", "party")]
+    if any(f.kind == "money" for f in found):  # which says it better than the constraint that there is one
+        found = [f for f in found if not (f.kind == "constraint" and f.id.startswith("budget"))]
     labelled = {_label(f): question[f.start : f.end] for f in reversed(found)}
     return [{"label": label, "words": words} for label, words in reversed(labelled.items())]
 
