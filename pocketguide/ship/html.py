@@ -130,9 +130,14 @@ class _Walk:
     def ways(self, node: dict) -> list[tuple[str, str | None]]:
         "Return (answer, name of the node that it leads to or None) of a question."
         own = [edge for edge in self.edges if edge["from"] == node["id"]]
-        taken = [(edge.get("condition") or "Next", edge["to"]) for edge in own]
+        taken = [(edge.get("condition") or self.name_of(edge["to"]), edge["to"]) for edge in own]
         said = {condition for condition, _ in taken}
         return taken + [(option, None) for option in node.get("options", []) if option not in said]
+
+    def name_of(self, name: str) -> str:
+        "Return what an edge without a condition is called: what it leads to says."
+        node = self.nodes.get(name, {})
+        return f"→ {node.get('text') or node.get('action') or name}"
 
 # %% ../../nbs/ship/03_html.ipynb #tree-node
 def _node_words(node: dict) -> list[str]:
@@ -256,20 +261,22 @@ ANSWER_CSS = """
 .pg-answer ul, .pg-understood ul { list-style: disc; padding-left: 1.3em; margin: .2em 0; }
 .pg-answer ol { list-style: decimal; padding-left: 1.6em; margin: .2em 0; }
 .pg-answer ol.pg-day { list-style: none; padding-left: 0; }
-.pg-day > li { border-left: 3px solid color-mix(in srgb, currentColor 35%, transparent); padding: .1em 0 .1em .8em; margin: .5em 0; }
+.pg-answer { --pg-line: color-mix(in srgb, currentColor 35%, transparent); }
+.pg-day > li { border-left: 3px solid var(--pg-line); padding: .1em 0 .1em .8em; margin: .5em 0; }
 .pg-boxes ul { list-style: none; padding-left: 0; }
 .pg-boxes label { display: flex; gap: .55em; align-items: baseline; padding: .15em 0; cursor: pointer; }
 .pg-boxes input { flex: none; width: 1.05em; height: 1.05em; }
 .pg-boxes input:checked + span { text-decoration: line-through; opacity: .75; }
 .pg-boxes small { display: block; }
-.pg-answer em { font-style: normal; font-size: .85em; padding: 0 .4em; border: 1px solid currentColor; border-radius: .6em; }
+.pg-answer em { font-style: normal; font-size: .85em; padding: 0 .4em; }
+.pg-answer em { border: 1px solid currentColor; border-radius: .6em; }
 .pg-answer em.pg-must { font-weight: 700; }
 .pg-summary { font-size: 1.1em; }
 .pg-where { opacity: .85; }
 .pg-question { font-weight: 650; }
-.pg-tree details { margin: .35em 0; border: 1px solid color-mix(in srgb, currentColor 35%, transparent); border-radius: .5em; }
+.pg-tree details { margin: .35em 0; border: 1px solid var(--pg-line); border-radius: .5em; }
 .pg-tree summary { padding: .45em .7em; cursor: pointer; }
 .pg-tree details > div { padding: 0 .8em .5em; }
-.pg-answer summary:focus-visible, .pg-answer input:focus-visible { outline: 3px solid currentColor; outline-offset: 2px; }
+.pg-answer :is(summary, input):focus-visible { outline: 3px solid currentColor; outline-offset: 2px; }
 .pg-understood q { opacity: .85; }
 """

@@ -104,6 +104,7 @@ PAGE_CSS = """
 .pg-status, .pg-problem { min-height: 1.5em; }
 .pg-problem { font-weight: 650; }
 .pg-problem::before { content: "! "; }
+.gradio-container { --block-info-text-color: var(--body-text-color); --block-label-text-color: var(--body-text-color); }
 footer { display: none !important; }
 """
 EXAMPLES = (
@@ -117,7 +118,11 @@ EXAMPLES = (
 def page_theme() -> gr.themes.Base:
     "Return a theme whose fonts are the browser's own."
     sans, mono = ["system-ui", "sans-serif"], ["ui-monospace", "monospace"]
-    return gr.themes.Base(font=sans, font_mono=mono, text_size=gr.themes.sizes.text_md)
+    theme = gr.themes.Base(font=sans, font_mono=mono, text_size=gr.themes.sizes.text_md)
+    fill = "button_primary_background_fill"
+    fills = {f"{fill}{mode}": "*primary_700" for mode in ("", "_dark")}
+    fills |= {f"{fill}_hover{mode}": "*primary_800" for mode in ("", "_dark")}
+    return theme.set(**fills)  # white letters stand out from it
 
 # %% ../../nbs/ship/10_page.ipynb #inputs
 def _inputs(service: Service) -> tuple[gr.Textbox, gr.Dropdown, gr.Radio]:

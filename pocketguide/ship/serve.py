@@ -26,7 +26,7 @@ _HELP = {
     "gguf": "answer from this GGUF file through llama.cpp; auto is the run's q8_0 file, written at its first use "
     "(needs the extra [gguf])",
     "schema": "answer in this JSON Schema instead of the travel contract",
-    "decoding": "of questions that do not say it themselves; left out: grounded, or free without the extra [constrained]",
+    "decoding": "of questions that do not say it; left out: grounded, or free without the extra [constrained]",
     "host": "address to listen on; another than this machine's own wants an API key",
     "port": "port to listen on; 0: any that is free",
     "allow_host": "name by which a proxy on this machine calls the server, such as a Studio's address; may be repeated",

@@ -92,7 +92,7 @@ def _unknown(question: str, place: Found | None, entry: dict | None) -> Iterator
     "Yield what the answer cannot rest on."
     words = unrecognised_place(question)
     if words:
-        yield f"The place {words!r} was not recognised: no local facts, no emergency number; add the country or province."
+        yield f"The place {words!r} was not recognised: no local facts, no emergency number; name the country."
     elif place is None:
         yield "No place was found in the question: the answer has no local facts."
     if entry and not entry["covered"]:
