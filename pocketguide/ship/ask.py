@@ -112,12 +112,16 @@ def _chunks(url: str, body: dict) -> Iterator[dict]:
 class RemoteGuide:
     "Ask a server what a `Guide` would answer; `last` says how the answer was made."
 
-    travel, options = True, SimpleNamespace(facts=False)  # facts are looked up where the model is
+    options = SimpleNamespace(facts=False)  # facts are looked up where the model is
 
     def __init__(self, url: str, decoding: str | None = None, max_new_tokens: int | None = None):
         self.url, self.decoding, self.limit = url.rstrip("/").removesuffix("/v1"), decoding, max_new_tokens
         self.last = None
-        _open_url(f"{self.url}/v1/models").close()  # a server that is not there is found before anything is typed
+        with _open_url(
+            f"{self.url}/v1/models"
+        ) as models:  # a server that is not there is found before anything is typed
+            found = json.load(models).get("data") or [{}]
+        self.travel = found[0].get("contract", "travel") == "travel"
 
     def ask(
         self,

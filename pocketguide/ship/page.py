@@ -73,24 +73,37 @@ async def answers(service: Service, question: str, payload_type: str, decoding: 
     shown, text, drawn = Shown(_status("Reading the question ...")), "", 0.0
     yield shown
     try:
-        events = service.events(asked)
-        waiting = asyncio.ensure_future(anext(events))  # it waits for its turn while the rules read the question
-        if service.guide.travel and question.strip():
-            said = await asyncio.to_thread(understand, service.guide.clean(question))
-            shown = shown._replace(status=_status("Waiting for the model ..."), understood=understood_html(said))
-            yield shown
-        shown = _began(shown, await waiting)
-        yield shown
-        async for event in events:
-            if isinstance(event, Text):
-                text += event.text
-                if time.monotonic() - drawn > REDRAW_S:
-                    drawn, shown = time.monotonic(), shown._replace(answer=growing_html(text) or shown.answer)
-                    yield shown
-            elif isinstance(event, Done):
-                yield finished(service, shown, event.reply)
+        service.guide.clean(question, asked.payload_type)
+        async with contextlib.aclosing(service.events(asked)) as events:
+            async for before in _until_begun(service, question, events, shown):
+                shown = before
+                yield shown
+            async for event in events:
+                if isinstance(event, Text):
+                    text += event.text
+                    if time.monotonic() - drawn > REDRAW_S:
+                        drawn, shown = time.monotonic(), shown._replace(answer=growing_html(text) or shown.answer)
+                        yield shown
+                elif isinstance(event, Done):
+                    yield finished(service, shown, event.reply)
     except UserError as e:
         yield Shown(_status(" ".join(str(e).split()), "pg-problem"))
+
+
+async def _until_begun(service: Service, question: str, events: AsyncIterator, shown: Shown) -> AsyncIterator[Shown]:
+    "Yield what rules and tables understand of a question while it waits for the model, then what the model does."
+    begun = asyncio.ensure_future(anext(events))
+    try:
+        if service.guide.travel:
+            said = await asyncio.to_thread(understand, question.strip())
+            shown = shown._replace(status=_status("Waiting for the model ..."), understood=understood_html(said))
+            yield shown
+        yield _began(shown, await begun)
+    finally:
+        if not begun.done():
+            begun.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await begun
 
 
 def _began(shown: Shown, event: Started) -> Shown:
@@ -133,9 +146,9 @@ def _inputs(service: Service) -> tuple[gr.Textbox, gr.Dropdown, gr.Radio]:
     with gr.Row():
         kinds = [("auto", ""), *((name.replace("_", " "), name) for name in PAYLOAD_TYPES)]
         about = "what kind of answer: auto is as the model reads the question"
-        shown = {"visible": service.guide.travel, "elem_id": "payload-type"}
+        shown = {"visible": service.guide.travel, "elem_id": "payload-type", "min_width": 300}
         payload_type = gr.Dropdown(kinds, value="", label="Payload type", info=about, **shown)
-        ways = {"label": "Decoding", "elem_id": "decoding", "visible": len(service.decodings) > 1}
+        ways = {"label": "Decoding", "elem_id": "decoding", "visible": len(service.decodings) > 1, "min_width": 300}
         ways["info"] = (
             "grounded: only what the library says; contract: valid, in the model's own words; free: unchecked"
         )

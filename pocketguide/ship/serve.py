@@ -12,12 +12,14 @@ import ipaddress
 import os
 import socket
 import sys
+import threading
 from pathlib import Path
 
 from ..contract.task import DECODINGS
 from ..core.cli import Parser, add_shared, command, positive_int
 from ..core.errors import UserError
 from .guide import Guide, gguf_file
+from .understanding import understand
 
 # %% ../../nbs/ship/11_serve.ipynb #parser
 KEY_VARIABLE = "POCKETGUIDE_API_KEY"
@@ -125,6 +127,8 @@ def main(argv=None):
     check_packages(page=not a.no_page)
     listening = open_socket(a.host, a.port)
     print("loading the model ...", file=sys.stderr, flush=True)
+    if not a.schema:  # open the tables of places and the rules meanwhile, so that the first question need not wait
+        threading.Thread(target=understand, args=("4 days in Lisbon with two kids",), daemon=True).start()
     gguf = gguf_file(a.gguf, a.run_dir)
     guide = Guide(a.run_dir, a.schema, gguf, a.max_new_tokens, a.dtype, a.device, decoding=a.decoding)
     service, app = _make(a, guide)

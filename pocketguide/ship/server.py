@@ -290,7 +290,8 @@ def make_app(
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False)
     app.add_exception_handler(UserError, lambda request, error: _error_response(error))
     keyed = [Depends(key_check(api_key))]
-    models = [{"id": m, "object": "model", "created": created, "owned_by": "local"} for m in (ASSISTANT, run_id)]
+    about = {"object": "model", "created": created, "owned_by": "local", "contract": service.guide.task.name}
+    models = [{"id": name, **about} for name in (ASSISTANT, run_id)]
 
     @app.get("/health")
     async def health() -> dict:
