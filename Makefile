@@ -7,7 +7,7 @@ SUITE := eval/suites/fixed20_v1.jsonl
 published = $(lastword $(sort $(wildcard runs/train/*-$(1))))
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup base demo test lint verify-data gpu-test notebooks report portfolio lab clean
+.PHONY: help setup base demo app test lint verify-data gpu-test notebooks report portfolio lab clean
 .DEFAULT_GOAL := help
 
 help: ## say what each target does
@@ -29,6 +29,9 @@ demo: base ## evaluate base, v4 and v5 on the 20 prompts here, plot the trend
 	@$(BIN)/python -m pocketguide.train.run_samples --run_dir $(call published,v4) $(call published,v5) --prompts $(SUITE) --batch_size 20 --out runs/demo
 	@$(BIN)/python -m pocketguide.failure_analysis --run_dir $(foreach v,v1 v2 v3,$(call published,$(v))) $(foreach v,v4 v5,$(patsubst runs/train/%,runs/demo/%,$(call published,$(v)))) \
 	    --suite $(notdir $(basename $(SUITE))) --out runs/demo/report
+
+app: base ## open a page to ask on at http://127.0.0.1:8000, with the API under /v1
+	@$(BIN)/python -m pocketguide.ship.serve $(APP)
 
 test: base ## run every test: lint, notebooks, commands, wheel
 	@$(BIN)/python tests/run_all.py

@@ -25,14 +25,15 @@ travel: day_plan grounding own_guide measures review task draws
 .: data
 train: microbatch train run_samples sweep
 .: failure_analysis
-ship: gguf quantize document guide ask portfolio
+ship: gguf quantize document html guide ask portfolio understanding service server page serve export
 """
 USER_NAMED = {"02_train": "train.train", "03_batched_eval": "train.run_samples"}
 # The loop looks a task up by its name: the one import that points the other way.
 LOOKUPS = {("contract.grammar", "contract.task")}
 KNOWS_NO_TRAVEL = ("core.", "contract.", "engine.", "train.", "failure_analysis")
 TORCH_FREE = ("core.", "contract.", "travel.", "failure_analysis", "engine.chat", "engine.completion", "engine.prompts")
-TORCH_FREE += ("engine.llama", "ship.document", "ship.guide", "ship.ask", "ship.portfolio")
+TORCH_FREE += ("engine.llama", "ship.document", "ship.html", "ship.guide", "ship.ask", "ship.portfolio")
+TORCH_FREE += ("ship.understanding", "ship.service", "ship.serve")
 NOT_A_VERB = (
     r"(The|A|An|This|What|Whether|How|Who|Where|When|Which|One|All|Every|Each|No|If|True|False|Of|From|For|In|To)\b"
 )

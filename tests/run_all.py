@@ -175,6 +175,14 @@ def page() -> str | None:
     return failed((code, output))
 
 
+def app_page() -> str | None:
+    "Ask on the page in headless Chromium, with a tiny model; says so if there is no Chromium or Gradio."
+    code, output = python("tests/page.py")
+    if not code and "skipped" in output:
+        print(output.strip())
+    return failed((code, output))
+
+
 def commands() -> str | None:
     "Run every command once in a process of its own."
     return failed(python("tests/commands.py"))
@@ -189,7 +197,7 @@ def jobs(slow: bool) -> dict[str, Callable[[], str | None]]:
     "Return every job by name."
     notebooks = sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
     named = {str(p.relative_to(ROOT)): lambda p=p: notebook(p, slow) for p in notebooks}
-    checks = (lint, architecture, drift, dataset, commands, fuzz, wheel, lab, page)
+    checks = (lint, architecture, drift, dataset, commands, fuzz, wheel, lab, page, app_page)
     return named | {check.__name__: check for check in checks}
 
 

@@ -24,6 +24,7 @@ from ..contract.task import ANSWER_LIMIT, grounded_limit, load_schema_task, load
 from ..core.errors import UserError, nearest
 from ..core.files import read_json
 from ..core.runs import Run, open_run, published_runs
+from ..engine.completion import Completion
 from ..engine.prompts import BuiltPrompt, build_prompts
 from ..travel.contract import PAYLOAD_TYPES, contract_schema
 from ..travel.own_guide import read_own_guide
@@ -355,6 +356,7 @@ def build_prompt(
     payload_type: str | None = None,
     classification: Classification | None = None,
     facts: str | None = None,  # the facts block, if it is known
+    decoding: str | None = None,  # None: the guide's own
 ) -> BuiltPrompt:
     "Return the prompt of a question, as the run was trained; runs that show no payload type are asked for it in words."
     text = self.clean(question, payload_type)
@@ -363,15 +365,17 @@ def build_prompt(
         row["facts"] = facts
     if payload_type and not self.options.payload_type:
         row = {"prompt": f"{text}{'' if text[-1:] in '.?!' else '.'} {_REQUESTS[payload_type]}"}
-    return build_prompts(self.task, self.model.engine, [row], self.options, [classification], decoding=self.decoding)[0]
+    return build_prompts(
+        self.task, self.model.engine, [row], self.options, [classification], decoding=decoding or self.decoding
+    )[0]
 
 # %% ../../nbs/ship/04_guide.ipynb #guide-schema
 @patch
-def start_grammar(self: Guide, payload_type: str | None) -> Future:
+def start_grammar(self: Guide, payload_type: str | None, decoding: str | None = None) -> Future:
     """Start to compile what constrains an answer: the contract with one payload type or all, or the user's schema.
 
     A grounded answer gets its grammar later; until then what all grammars have in common is made."""
-    if self.decoding == "grounded":
+    if (decoding or self.decoding) == "grounded":
         return self.model.own_grammar('start: "{"')
     schema = contract_schema(payload_type) if self.travel else self.task.schema
     return self.model.grammar(json.dumps(schema), optional=not self.travel)
@@ -393,23 +397,15 @@ def ask(
     grammar = self.start_grammar(payload_type)
     found = self.classify(question, payload_type)
     prompt = self.build_prompt(question, payload_type, found, facts() if self.travel and self.options.facts else None)
-    limit = self._answer_limit(question, prompt)
+    limit = self.answer_limit(question, prompt)
     heard = _Listener(listener)
     if self.decoding == "grounded":
         grammar = self.model.own_grammar(prompt.lark)
     own = {"on_token": heard, "grammar": grammar.result(), **limit}
     (completion,) = self.model.engine.generate([prompt.token_ids], **own)
     done = time.perf_counter()
-    self.last = Answer(
-        _json_body(self.model.engine.text(completion), completion.finish_reason),
-        completion.finish_reason,
-        completion.num_tokens,
-        (heard.first or done) - started,
-        done - started,
-        unrecognised=self.unrecognised(question),
-        **_recognised(prompt.classification),
-    )
-    return self._validated(payload_type)
+    self.last = self.made(question, prompt, completion, (heard.first or done) - started, done - started)
+    return self.validate(self.last, payload_type)
 
 # %% ../../nbs/ship/04_guide.ipynb #guide-ask-parts
 @patch
@@ -419,7 +415,17 @@ def unrecognised(self: Guide, question: str) -> str:
 
 
 @patch
-def _answer_limit(self: Guide, question: str, prompt: BuiltPrompt) -> dict:
+def made(
+    self: Guide, question: str, prompt: BuiltPrompt, completion: Completion, first_token_s: float, seconds: float
+) -> Answer:
+    "Return how an answer was made."
+    text, reason = self.model.engine.text(completion), completion.finish_reason
+    made_of = {"unrecognised": self.unrecognised(question), **_recognised(prompt.classification)}
+    return Answer(_json_body(text, reason), reason, completion.num_tokens, first_token_s, seconds, **made_of)
+
+
+@patch
+def answer_limit(self: Guide, question: str, prompt: BuiltPrompt) -> dict:
     """Return the token limit of an answer as an option of the engine, none if the user named one.
 
     `UserError` if the model's context has no room for prompt and answer."""
@@ -454,9 +460,8 @@ def _json_body(text: str, finish_reason: str) -> str:
 
 # %% ../../nbs/ship/04_guide.ipynb #guide-validated
 @patch
-def _validated(self: Guide, payload_type: str | None) -> dict:
-    "Return the latest answer as parsed, or raise `NoValidAnswer`; notes in `last` what is wrong with it."
-    answer = self.last
+def validate(self: Guide, answer: Answer, payload_type: str | None) -> dict:
+    "Return an answer as parsed, or raise `NoValidAnswer`; notes in it what is wrong with it."
     verdict = self.task.judge(answer.text, {"payload_type": payload_type}, answer.finish_reason)
     problem = verdict.first
     reason = f"{verdict.category}: {problem.message} ({problem.path})" if problem else ""
