@@ -183,18 +183,24 @@ def capacity(self: Engine, prompts: list[list[int]], max_new_tokens: int | list[
 
 
 @patch
-def most_rows(self: Engine, prompts: int) -> int:
+def most_rows(self: Engine, prompts: int, batch_size: int | str | None = None) -> int:
     "Return how many rows are wanted for so many prompts, were there memory for all: with `auto` at most 40 on a CPU."
-    if self.batch_size == "auto":
+    batch_size = batch_size or self.batch_size
+    if batch_size == "auto":
         return min(prompts, 40) if self.device.type == "cpu" else prompts
-    return min(prompts, self.batch_size)
+    return min(prompts, batch_size)
 
 
 @patch
-def size_for(self: Engine, prompts: list[list[int]], max_new_tokens: int | list[int] | None = None) -> int:
+def size_for(
+    self: Engine,
+    prompts: list[list[int]],
+    max_new_tokens: int | list[int] | None = None,
+    batch_size: int | str | None = None,  # None: the engine's own
+) -> int:
     "Return how many rows decode these prompts at a time: as many as are wanted and fit into memory."
     fitting = fitting_rows(self.model, self.capacity(prompts, max_new_tokens), max(map(len, prompts)))
-    return min(self.most_rows(len(prompts)), fitting)
+    return min(self.most_rows(len(prompts), batch_size), fitting)
 
 # %% ../../nbs/engine/11_generate.ipynb #batch
 @dataclass
