@@ -138,7 +138,6 @@ def is_periodic(tokens: array, spans: Sequence[int], times: int) -> bool:
             return True
     return False
 
-
 # %% ../../nbs/engine/02_completion.ipynb #loopscan
 class LoopScan:
     "Follow the tokens of an answer and notice that it repeats itself."
@@ -166,7 +165,6 @@ class LoopScan:
 def _is_prose(text: str) -> bool:
     "Return True if `text` cannot be the beginning of a JSON value: only objects, lists and strings have blanks inside."
     return text[:1] not in ("{", "[", '"') and len(text.split(None, 1)) > 1
-
 
 # %% ../../nbs/engine/02_completion.ipynb #textstream
 class TextStream:
