@@ -1,9 +1,9 @@
 """Test notebooks in forks of one process, which has imported and loaded once what most of them need.
 
-Every line of standard input is a job in JSON, `{"id": ..., "path": ..., "flags": ..., "env": {...}, "log": ...}`, and runs
-in a fork of its own at once: a notebook is tested by `nbdev_test`, a Python file runs as a script. The output goes into
-the file `log`; the job's id, exit code and CPU seconds are printed. So sixty notebooks need not pay each for imports and the
-library, fifteen seconds of a CPU.
+Every line of standard input is a job in JSON, `{"id": ..., "path": ..., "flags": ..., "env": {...}, "log": ...}`, and
+runs in a fork of its own at once: a notebook is tested by `nbdev_test`, a Python file runs as a script. The output goes
+into the file `log`; the job's id, exit code and CPU seconds are printed. So sixty notebooks need not pay each for
+imports and the library, fifteen seconds of a CPU.
 """
 
 import contextlib
