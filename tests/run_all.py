@@ -200,7 +200,8 @@ def timed(name: str, job: Callable[[], str | None]) -> tuple[str, str | None, fl
     began = time.perf_counter()
     problem = job()
     seconds = time.perf_counter() - began
-    cpu = f"  ({FORKS.cpu[name]} s of a CPU)" if name in FORKS.cpu else ""
+    used = [cpu for path, cpu in FORKS.cpu.items() if path in (name, f"tests/{name}.py")]
+    cpu = f"  ({used[0]} s of a CPU)" if used else ""
     print(f"{'FAILED' if problem else 'ok':6} {seconds:6.1f} s  {name}{cpu}", flush=True)
     return name, problem, seconds
 
