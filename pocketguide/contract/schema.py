@@ -337,6 +337,9 @@ def strings(value: object):
             stack.extend(reversed(v))
 
 # %% ../../nbs/contract/01_schema.ipynb #text-problem
+_LOOP_ENDS = {"length": " until the token limit", "loop": ", and was stopped"}  # by finish reason
+
+
 def text_problem(text: str, error: ParseProblem, lenient: dict | None, finish_reason: str | None) -> Problem:
     "Return the primary problem of a text that is not strict JSON."
     body = text.strip()
@@ -356,7 +359,7 @@ def text_problem(text: str, error: ParseProblem, lenient: dict | None, finish_re
             "repetition_loop",
             "repetition_loop",
             "$",
-            "the answer repeats itself" + (" until the token limit" if finish_reason == "length" else ""),
+            "the answer repeats itself" + _LOOP_ENDS.get(finish_reason, ""),
         )
     if finish_reason == "length" and not closed:
         return Problem("truncated", "truncated", "$", "the token limit came before the end of the JSON")

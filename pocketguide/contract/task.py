@@ -239,7 +239,7 @@ def sample_row(
     self: Task,
     question: dict,  # the row of the suite
     text: str,  # the whole completion
-    finish_reason: str,  # eos, length, json_complete or too_long, as in `engine.completion`
+    finish_reason: str,  # eos, length, json_complete, loop or too_long, as in `engine.completion`
     tokens_generated: int,
     latency_ms: float,  # from the start of the row's prefill to its last token
 ) -> dict:

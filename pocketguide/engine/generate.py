@@ -22,7 +22,7 @@ from fastcore.basics import patch
 from ..contract.grammar import Grammar
 from ..core.errors import UserError
 from .chat import stop_tokens
-from .completion import Completion, DecodeOptions, JsonScan, TextStream, common_prefix
+from .completion import Completion, DecodeOptions, JsonScan, LoopScan, TextStream, common_prefix
 from .decoder import WINDOW, Decoder, generate_alone
 from .fusion import fewer_kernels
 from .models import check_tokens, context_length, model_sizes
@@ -107,12 +107,13 @@ class Engine:
         steps: int | None = None,  # between two looks at the rows; a look costs a synchronisation: 16 on a GPU, else 1
         grammar: Grammar | None = None,  # of every answer; must know the model's vocabulary size and its ends of turn
         forced_tokens: bool | None = None,  # None: on a CPU
+        stop_on_loop: bool = True,
     ):
         check_supported(model)
         check_tokens(model, tokenizer)
         self.model, self.tokenizer, self.device = model, tokenizer, model.device
         self.batch_size, self.max_new_tokens, self.stop_on_json = batch_size, max_new_tokens, stop_on_json
-        self.grammar, self.ends = grammar, end_tokens(model, tokenizer)
+        self.grammar, self.ends, self.stop_on_loop = grammar, end_tokens(model, tokenizer), stop_on_loop
         cuda = self.device.type == "cuda"
         # Neither bitsandbytes' kernels can be recorded, nor a choice of experts, whose numbers of rows vary
         experts = any(getattr(model.config, key, None) for key in ("num_local_experts", "num_experts"))
@@ -129,8 +130,9 @@ class Engine:
 @patch
 def options(self: Engine, **changes) -> DecodeOptions:
     "Return the engine's own options with the `changes` of one call."
-    own = DecodeOptions(self.max_new_tokens, self.stop_on_json, self.grammar, self.cuda_graphs, self.forced_tokens)
-    return replace(own, **changes)
+    stops = {"stop_on_json": self.stop_on_json, "stop_on_loop": self.stop_on_loop}
+    how = {"grammar": self.grammar, "cuda_graphs": self.cuda_graphs, "forced_tokens": self.forced_tokens}
+    return replace(DecodeOptions(self.max_new_tokens, **stops, **how), **changes)
 
 
 @patch
@@ -181,18 +183,24 @@ def capacity(self: Engine, prompts: list[list[int]], max_new_tokens: int | list[
 
 
 @patch
-def most_rows(self: Engine, prompts: int) -> int:
+def most_rows(self: Engine, prompts: int, batch_size: int | str | None = None) -> int:
     "Return how many rows are wanted for so many prompts, were there memory for all: with `auto` at most 40 on a CPU."
-    if self.batch_size == "auto":
+    batch_size = batch_size or self.batch_size
+    if batch_size == "auto":
         return min(prompts, 40) if self.device.type == "cpu" else prompts
-    return min(prompts, self.batch_size)
+    return min(prompts, batch_size)
 
 
 @patch
-def size_for(self: Engine, prompts: list[list[int]], max_new_tokens: int | list[int] | None = None) -> int:
+def size_for(
+    self: Engine,
+    prompts: list[list[int]],
+    max_new_tokens: int | list[int] | None = None,
+    batch_size: int | str | None = None,  # None: the engine's own
+) -> int:
     "Return how many rows decode these prompts at a time: as many as are wanted and fit into memory."
     fitting = fitting_rows(self.model, self.capacity(prompts, max_new_tokens), max(map(len, prompts)))
-    return min(self.most_rows(len(prompts)), fitting)
+    return min(self.most_rows(len(prompts), batch_size), fitting)
 
 # %% ../../nbs/engine/11_generate.ipynb #batch
 @dataclass
@@ -203,8 +211,10 @@ class _ActiveRow:
     prompt_length: int
     began: float
     text: TextStream
+    loop: LoopScan
     seen: int = 0  # tokens of its output that the host has looked at
     scan: JsonScan = field(default_factory=JsonScan)
+    stopped: str | None = None  # the finish reason of an answer that the host stops
 
 
 class _Batch:
@@ -290,8 +300,14 @@ def _fill(self: _Batch, free: list[int]) -> None:
         limits, grammars = zip(*((self.options.max_new_tokens[i], self.options.grammar_of(i)) for i in taken))
         self.decoder.prefill([self.prompts[i] for i in taken], rows, list(limits), list(grammars))
         for row, i in zip(rows, taken):  # only now: a prefill that fails leaves them waiting
-            self.active[row] = _ActiveRow(i, len(self.prompts[i]), began, TextStream(self.engine._decode))
+            self.active[row] = self._start_row(i, began)
             self.waiting.popleft()
+
+
+@patch
+def _start_row(self: _Batch, i: int, began: float) -> _ActiveRow:
+    decode = self.engine._decode
+    return _ActiveRow(i, len(self.prompts[i]), began, TextStream(decode), LoopScan(decode))
 
 # %% ../../nbs/engine/11_generate.ipynb #look
 @patch
@@ -308,31 +324,41 @@ def _collect(self: _Batch) -> tuple[int, list[Completion]]:
         keep = self._read_tokens(row, fresh)
         total, row.seen = total + len(fresh), generated[i]
         if keep or done[i]:
-            finished.append(self._completion(row, output[i, : keep or row.seen].tolist(), bool(keep), overruled[i]))
+            finished.append(self._completion(row, output[i, : keep or row.seen].tolist(), overruled[i]))
             self.active[i] = None
             cache.done[i] = True
     return total, finished
 
 
 @patch
-def _completion(self: _Batch, row: _ActiveRow, tokens: list[int], complete: bool, overruled: int) -> Completion:
-    ended = not complete and tokens[-1] in self.engine.ends
-    reason = "json_complete" if complete else "eos" if ended else "length"
+def _completion(self: _Batch, row: _ActiveRow, tokens: list[int], overruled: int) -> Completion:
+    ended = not row.stopped and tokens[-1] in self.engine.ends
+    reason = row.stopped or ("eos" if ended else "length")
     ms = 1000 * (time.perf_counter() - row.began)
     return Completion(row.index, tokens[:-1] if ended else tokens, reason, ms, overruled)
 
 # %% ../../nbs/engine/11_generate.ipynb #scan
 @patch
 def _read_tokens(self: _Batch, row: _ActiveRow, fresh: list[int]) -> int | None:
-    "Report a row's new tokens; return how many of its tokens to keep if text followed its closed JSON, else None."
+    "Report a row's new tokens; return how many of its tokens to keep if it is stopped here, else None."
     for k, token in enumerate(fresh, 1):
         if token in self.engine.ends:
             return None
         if self.on_token:
             self.on_token(row.index, token, row.text.feed(token))
-        if self.options.stop_on_json and row.scan.feed(self.engine.piece(token)):
+        if reason := self._why_stop(row, token):
+            row.stopped = reason
             return row.seen + k
     return None
+
+
+@patch
+def _why_stop(self: _Batch, row: _ActiveRow, token: int) -> str | None:
+    "Return the finish reason if text followed the closed JSON of a row, or if it repeats itself; None: it goes on."
+    piece = self.engine.piece(token)
+    if self.options.stop_on_json and row.scan.feed(piece):
+        return "json_complete"
+    return "loop" if self.options.stop_on_loop and row.loop.feed(token, piece) else None
 
 
 @patch
@@ -421,12 +447,12 @@ def _stream_alone(
     "Yield completions of the `waiting` prompts, each decoded alone by transformers."
     batch = _Batch(self, how, prompts, waiting, 1, on_token)  # for its way to read tokens
     for i in waiting:
-        row, kept = _ActiveRow(i, len(prompts[i]), time.perf_counter(), TextStream(self._decode)), []
+        row = batch._start_row(i, time.perf_counter())
 
-        def read(token: int, row=row, kept=kept) -> bool:
-            kept.append(batch._read_tokens(row, [token]))
+        def read(token: int, row=row) -> bool:
+            batch._read_tokens(row, [token])
             row.seen += 1
-            return kept[-1] is not None
+            return row.stopped is not None
 
         limit, tokens = how.max_new_tokens[i], None
         try:
@@ -436,7 +462,7 @@ def _stream_alone(
                 raise
         if tokens is None:
             self._smaller_room(batch)  # raises: there is none
-        done = batch._completion(row, tokens, kept[-1] is not None, overruled)
+        done = batch._completion(row, tokens, overruled)
         progress(len(tokens), [done])
         yield done
 

@@ -25,7 +25,7 @@ from ..contract.grammar import Grammar, accept, run_ahead
 from ..core.errors import UserError
 from ..core.files import atomic_path, cache_dir, trim_cache
 from .chat import chat_messages, encode_chat, pin_date
-from .completion import Completion, DecodeOptions, JsonScan, TextStream, common_prefix
+from .completion import Completion, DecodeOptions, JsonScan, LoopScan, TextStream, common_prefix
 
 # %% ../../nbs/engine/12_llama.ipynb #import-llama-cpp
 def import_llama_cpp():
@@ -158,9 +158,11 @@ class LlamaCpp:
         path: Path,
         max_new_tokens: int = 1024,
         grammar: Grammar | None = None,  # what every answer must fit, made with this engine's `tokenizer`
+        stop_on_loop: bool = True,
     ):
         self.lib, self.path = import_llama_cpp(), Path(path)
-        self.max_new_tokens, self.grammar, self.stop_on_json = max_new_tokens, grammar, True
+        self.max_new_tokens, self.grammar = max_new_tokens, grammar
+        self.stop_on_json, self.stop_on_loop = True, stop_on_loop
         self.llm, self.all_logits, self._tokenizer = None, False, None
         self._prefixes: list[list[int]] = []  # beginnings of prompts whose state is kept on disk, the longest first
 
@@ -295,7 +297,8 @@ def _all_tokens(self: LlamaCpp, prompt: list[int], grammar: Grammar | None, limi
 def _answer(self: LlamaCpp, index: int, prompt: list[int], on_token, how: DecodeOptions) -> Completion:
     "Return the completion of one prompt. `overruled` leaves out forced tokens, for which the model is not asked."
     began, ids, overruled, reason = time.perf_counter(), [], 0, "length"
-    scan, text = JsonScan(), TextStream(self.tokenizer.decode)
+    decode = self.tokenizer.decode
+    scan, loop, text = JsonScan(), LoopScan(decode), TextStream(decode)
     for token, against in self._tokens(prompt, how.grammar_of(index), how.max_new_tokens):
         overruled += against
         if token == self.tokenizer.eos_token_id:
@@ -304,8 +307,12 @@ def _answer(self: LlamaCpp, index: int, prompt: list[int], on_token, how: Decode
         ids.append(token)
         if on_token:
             on_token(index, token, text.feed(token))
-        if how.stop_on_json and scan.feed(self.tokenizer.decode([token])):
+        piece = decode([token])
+        if how.stop_on_json and scan.feed(piece):
             reason = "json_complete"
+            break
+        if how.stop_on_loop and loop.feed(token, piece):
+            reason = "loop"
             break
     return Completion(index, ids, reason, 1000 * (time.perf_counter() - began), overruled)
 
@@ -313,7 +320,8 @@ def _answer(self: LlamaCpp, index: int, prompt: list[int], on_token, how: Decode
 @patch
 def options(self: LlamaCpp, **changes) -> DecodeOptions:
     "Return the engine's own options with the `changes` of one call."
-    return replace(DecodeOptions(self.max_new_tokens, self.stop_on_json, self.grammar), **changes)
+    stops = {"stop_on_json": self.stop_on_json, "stop_on_loop": self.stop_on_loop}
+    return replace(DecodeOptions(self.max_new_tokens, grammar=self.grammar, **stops), **changes)
 
 
 @patch(as_prop=True)

@@ -128,7 +128,7 @@ class Answer:
     "Record how one answer was made."
 
     text: str  # as generated, up to the end of its JSON
-    finish_reason: str  # eos, length or json_complete
+    finish_reason: str  # eos, length, json_complete or loop
     tokens: int
     first_token_s: float  # from the question to the first token
     seconds: float  # from the question to the last token

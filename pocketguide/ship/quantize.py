@@ -204,7 +204,8 @@ with torch.inference_mode():
 @functools.cache
 def supports_cuda_graphs(name: str) -> bool:
     "Return True if the layers of a bitsandbytes format can be replayed as a CUDA graph here, with the same result."
-    return subprocess.run([sys.executable, "-c", _CUDA_GRAPH_TRIAL, name], capture_output=True).returncode == 0
+    trial = [sys.executable, "-c", _CUDA_GRAPH_TRIAL, name]
+    return torch.cuda.is_available() and subprocess.run(trial, capture_output=True).returncode == 0
 
 # %% ../../nbs/ship/02_quantize.ipynb #write-kquant
 def write_kquant(model, tokenizer, fmt: Format, path: Path, origin: dict[str, str]) -> list[str]:

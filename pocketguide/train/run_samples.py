@@ -146,6 +146,7 @@ def answer(
     options=(),  # what the prompts show beside the question, from `task.prompt_options`
     ranks: Ranks = Ranks(),  # each answers its share; rank 0 returns all answers, the others empty results
     decoding: str = "free",  # `contract`, `best_effort`: by the engine's grammar; `grounded`: by each answer's own
+    tell_auto: bool = False,  # say what `--batch_size auto` would do
 ) -> tuple[dict[str, list[dict]], dict]:
     "Return the sample rows of each suite by name, in suite order, and the cost of the pass."
     questions = [row for suite in suites for row in suite.rows]
@@ -156,6 +157,8 @@ def answer(
     contexts = [
         {**context, "max_new_tokens": n, **({"lark": p.lark} if p.lark else {})} for p, n in zip(prompts, limits)
     ]
+    if tell_auto and ranks.first:
+        _tell_auto(engine, [p.token_ids for p in prompts][:: ranks.world], limits[:: ranks.world])
     keys = [answer_key(p.token_ids, own) for p, own in zip(prompts, contexts)]
     asked = {key: (p.token_ids, limit, p.lark) for key, p, limit in zip(keys, prompts, limits)}
     answers = _answer_prompts(engine, keys, asked, journal, label, quiet, ranks)
@@ -234,6 +237,13 @@ def _tell_too_long(label: str, answers: list[dict]) -> None:
         print(f"{label}: {k} of {len(answers)} prompts fill the model's context: counted as too_long", file=sys.stderr)
 
 
+def _tell_auto(engine: Engine, prompts: list[list[int]], limits: list[int]) -> None:
+    "Say in one line how many prompts `--batch_size auto` would decode at a time, if they are not as many."
+    rows, auto = (engine.size_for(prompts, limits, size) for size in (None, "auto"))
+    if rows != auto:
+        print(f"{rows} prompts are decoded at a time; with --batch_size auto it would be {auto}", file=sys.stderr)
+
+
 def _cost(answers: list[dict], constrained: bool) -> dict:
     "Return what a pass cost. Its wall time is that of its sessions, each as long as its slowest rank."
     slowest: dict[float, float] = {}
@@ -302,6 +312,7 @@ class EvalSettings:
     quiet: bool = False
     facts: str = "auto"  # facts in the prompts: auto (as the run's config says), on, off
     decoding: str = "free"  # one of `contract.task.DECODINGS`, or "best_effort": contract, as far as it can be enforced
+    stop_on_loop: bool = True  # stop an answer that repeats one block of tokens over and over
 
 # %% ../../nbs/03_batched_eval.ipynb #write-results
 def write_results(
@@ -342,7 +353,7 @@ def parity(
     for (question, row), prompt, limit in zip(tqdm(chosen, desc="parity", unit="prompt"), prompts, limits):
         text, ended = _generate_alone(engine, prompt.token_ids, limit)
         recorded = row["raw_text_output"]
-        cut = row["finish_reason"] == "json_complete" and text.startswith(recorded)
+        cut = row["finish_reason"] in ("json_complete", "loop") and text.startswith(recorded)
         same += text == recorded or cut
         verdict = task.judge(text, question, "eos" if ended else "length")
         flips += verdict.schema_valid != row["schema_valid"]
@@ -384,6 +395,7 @@ def pass_context(task: Task, model, cfg: Config, settings: EvalSettings) -> dict
         "quantization": cfg.runtime.quantization,
         "max_new_tokens": settings.max_new_tokens,
         "schema": task.schema_hash,
+        "stop_on_loop": settings.stop_on_loop,
         **_PASS_KEYS.get(settings.decoding, {}),
     }
 
@@ -414,7 +426,7 @@ class _Evaluation:
         "Let the engine's model answer all suites; adds its rows to the summary."
         title = self.title(name, options)
         asked = journal, {**self.context, "adapter": adapter_hash}, title
-        how = self.settings.quiet, options, self.ranks, self.settings.decoding
+        how = self.settings.quiet, options, self.ranks, self.settings.decoding, not self.summary
         rows, cost = answer(self.task, self.engine, self.suites, *asked, *how)
         self.summary += [summary_row(self.task, title, suite, own, cost) for suite, own in rows.items()]
         return rows, cost
@@ -452,7 +464,8 @@ def _make_engine(task: Task, settings: EvalSettings, model, tokenizer) -> Engine
     if settings.decoding in ("contract", "best_effort"):
         ends, best_effort = end_tokens(model, tokenizer), settings.decoding == "best_effort"
         grammar = Grammar(tokenizer, task.schema, model.config.vocab_size, ends, best_effort=best_effort)
-    return Engine(model, tokenizer, settings.batch_size, settings.max_new_tokens or ANSWER_LIMIT, grammar=grammar)
+    limit, how = settings.max_new_tokens or ANSWER_LIMIT, {"grammar": grammar, "stop_on_loop": settings.stop_on_loop}
+    return Engine(model, tokenizer, settings.batch_size, limit, **how)
 
 # %% ../../nbs/03_batched_eval.ipynb #tuned
 @contextlib.contextmanager
@@ -546,6 +559,7 @@ def _generation(work: _Evaluation, cfg: Config, run: Run, suite: Suite, base_cos
         "adapter_hash": run.adapter_hash,
         "suite_hash": file_hash(suite.path),
         "settings": work.task.generation_settings(cfg, settings.facts, settings.decoding),
+        "stop_on_loop": settings.stop_on_loop,
         "decoding": "contract" if settings.decoding == "best_effort" else settings.decoding,
         **({"not_enforced": rows} if engine.grammar and (rows := engine.grammar.unenforced) else {}),
         "versions": versions(),
@@ -579,6 +593,8 @@ _HELP = {
     "RUN_DIR/grounded, unless --out is given",
     "constrained": "the same as --decoding contract: refuse a schema that cannot be enforced while decoding; "
     "best_effort: name what cannot be enforced, and check it afterwards",
+    "no_loop_stop": "let answers that repeat one block of tokens over and over go on to the token limit; they are "
+    "stopped otherwise (finish_reason loop), which no published valid answer would have been",
     "schema": "ask for this JSON Schema and judge by it, instead of the travel contract; "
     "results go below RUN_DIR/schemas/NAME-HASH, or OUT/schemas/NAME-HASH",
     "check_parity": "answer N prompts again, one at a time, with transformers' generate, and record how many "
@@ -598,6 +614,7 @@ def _parser() -> Parser:
     p.add_argument(
         "--constrained", nargs="?", const=True, default=False, choices=("best_effort",), help=_HELP["constrained"]
     )
+    p.add_argument("--no_loop_stop", action="store_true", help=_HELP["no_loop_stop"])
     p.add_argument("--schema", metavar="FILE", type=Path, help=_HELP["schema"])
     p.add_argument("--check_parity", type=positive_int, metavar="N", default=0, help=_HELP["check_parity"])
     p.add_argument("--out", type=Path, help=_HELP["out"])
@@ -618,7 +635,8 @@ def _settings(a: argparse.Namespace, task: Task) -> EvalSettings:
         flag = "--constrained" if a.constrained else f"--decoding {decoding}"
         raise UserError(what, flag, "leave one of the two out")
     decoding = a.constrained if isinstance(a.constrained, str) else decoding
-    return EvalSettings(a.batch_size, a.max_new_tokens, a.dtype, a.device, a.check_parity, a.quiet, a.facts, decoding)
+    how = {"facts": a.facts, "decoding": decoding, "stop_on_loop": not a.no_loop_stop}
+    return EvalSettings(a.batch_size, a.max_new_tokens, a.dtype, a.device, a.check_parity, a.quiet, **how)
 
 
 def _load_suites(paths: list[str], task: Task) -> list[Suite]:

@@ -192,7 +192,20 @@ def _parse_yaml(path: Path) -> object:
         raise UserError("a file of the content library is not YAML", where, "check the indentation") from None
 
 # %% ../../nbs/travel/08_library.ipynb #read-file
+_contents: dict[tuple, object] = {}  # of files, by their state: layers share them
+
+
 def _read_file(path: Path, name: str) -> object:
+    "Return the content of one file, which is read and checked once as long as it stays the same."
+    file = packed(path)
+    stat = file.stat() if file.exists() else None
+    state = (name, file.resolve(), stat.st_mtime_ns, stat.st_size) if stat else None
+    if state not in _contents:
+        _contents[state] = _check_file(path, name)
+    return _contents[state]
+
+
+def _check_file(path: Path, name: str) -> object:
     "Return the content of one file; raise `UserError` for duplicate ids and for words outside the vocabulary."
     content = _parse_yaml(path)
     placeholders = ("where", "days") if name in MESSAGE_FILES else PLACEHOLDERS
