@@ -32,16 +32,16 @@ class TaskConfig:
 
     name: str = ""  # with a schema: how tables and folders call the task; left out: as the file
     schema: str = ""  # a file with a JSON Schema, which every answer has to fit
-    # With a schema: a file with the system prompt, in which {schema} stands for the schema's outline; left out: the outline
+    # With a schema: a file with the system prompt, in which {schema} stands for the schema's outline; left out: the
+    # outline alone
     system: str = ""
-
 
 # %% ../../nbs/core/04_config.ipynb #dataconfig
 @dataclass(frozen=True)
 class DataConfig:
     "Set what the model is trained on and what its prompts contain. Paths are relative to the working directory."
 
-    train: str = ""  # training rows: JSONL, JSON, CSV or a data set (`core.datasets`)
+    train: str = ""  # training rows: JSONL, JSON, CSV or a data set (`core.sources`)
     val: str = ""  # rows for the validation loss and for choosing the epoch, which training does not see
     max_seq_len: int = 2048  # tokens of prompt and answer together; a longer example is an error
     # Prompts contain the offline facts of the destination and the traveller's constraints as rules read them, in
@@ -164,7 +164,6 @@ def _expand_task(values: dict) -> None:
     if isinstance(values.get("task"), str):
         values["task"] = {"name": values["task"]}
 
-
 # %% ../../nbs/core/04_config.ipynb #coerce
 def _coerce(value: object, kind: type, key: str, source: str):
     "Return `value` as `kind`: int, float, bool, str, or a union of those and list. `UserError` for another type."
@@ -235,7 +234,6 @@ def _verify_names(cfg: Config, source: str) -> None:
     if cfg.task.system and not cfg.task.schema:
         what = "task.system is the system prompt of a schema, and there is no task.schema"
         raise UserError(what, source, "add task.schema, or leave task.system out")
-
 
 # %% ../../nbs/core/04_config.ipynb #verify
 def _verify(cfg: Config, source: str) -> Config:
