@@ -18,7 +18,7 @@ PACKAGE = ROOT / "pocketguide"
 # In the order in which they may import: a module imports only from those above it.
 LAYERS = """
 core: text errors cli files rows sources config runs stats plots
-contract: dialect cases schema grammar task lark
+contract: dialect cases schema grammar task lark gate
 engine: chat completion prompts models ranks testing fusion adapters static_cache decoder generate llama
 travel: contract gazetteer facts places sights constraints reading library prompts questions compose retrieve
 travel: day_plan grounding measures review task

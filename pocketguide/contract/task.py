@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RATES', 'DECODINGS', 'ANSWER_LIMIT', 'TASKS', 'summarise', 'compare', 'Task', 'Grounded', 'pick_decoding',
            'recorded_decoding', 'failure_row', 'grounded_limit', 'SchemaTask', 'schema_name', 'load_schema_task',
-           'load_task', 'run_task']
+           'load_task', 'run_task', 'shared_task']
 
 # %% ../../nbs/contract/03_task.ipynb #imports
 import hashlib
@@ -129,6 +129,11 @@ class Task(ABC):
         Answers judged under different hashes are not comparable.
         """
         return hashlib.sha256(json.dumps(self.schema, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+    @property
+    def identity(self) -> tuple:
+        "Return what two tasks have in common that ask and judge alike."
+        return self.name, self.schema_hash
 
     @abstractmethod
     def judge(self, text: str, question: dict, finish_reason: str | None = None) -> Verdict:
@@ -455,6 +460,10 @@ class SchemaTask(Task):
     def schema(self) -> dict:
         return self._schema
 
+    @property
+    def identity(self) -> tuple:
+        return self.prompt, self.schema_hash
+
     def judge(self, text: str, question: dict | None = None, finish_reason: str | None = None) -> Verdict:
         "Judge by the schema alone; `question` is not looked at."
         required = self._schema.get("required", ())
@@ -529,10 +538,9 @@ def save_contract(self: SchemaTask, run: Run) -> None:
 def is_task_of(self: SchemaTask, run: Run) -> bool:
     "Return True if the run was trained with this schema and system prompt."
     try:
-        own = run_task(run)
+        return run_task(run).identity == self.identity
     except UserError:
         return False
-    return isinstance(own, SchemaTask) and (own.schema_hash, own.prompt) == (self.schema_hash, self.prompt)
 
 
 @patch
@@ -591,3 +599,13 @@ def run_task(run: Run) -> Task:
     if cfg.system:
         files["system"] = str(system) if system.exists() else cfg.system
     return load_task(TaskConfig(cfg.name or schema_name(cfg.schema), **files))
+
+# %% ../../nbs/contract/03_task.ipynb #shared-task
+def shared_task(runs: Sequence[Run]) -> Task:
+    "Return the task that all runs were trained for. `UserError` if they were trained for several."
+    first, *others = [run_task(run) for run in runs]
+    for run, task in zip(runs[1:], others):
+        if task.identity != first.identity:
+            names = f"{first.name} and {task.name}" if task.name != first.name else f"two versions of {first.name}"
+            raise UserError(f"the runs were trained for different tasks, {names}", run.path, "take them one by one")
+    return first
