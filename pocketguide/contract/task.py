@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RATES', 'DECODINGS', 'ANSWER_LIMIT', 'TASKS', 'summarise', 'compare', 'Task', 'Grounded', 'pick_decoding',
            'recorded_decoding', 'failure_row', 'grounded_limit', 'SchemaTask', 'schema_name', 'load_schema_task',
-           'load_task', 'run_task', 'shared_task']
+           'load_task', 'uses_schema', 'run_task', 'shared_task']
 
 # %% ../../nbs/contract/03_task.ipynb #imports
 import hashlib
@@ -491,12 +491,13 @@ def _chat(self: SchemaTask, messages: list[dict], where: str) -> list[dict]:
 def sft_row(self: SchemaTask, row: dict, where: str) -> dict:
     "Return a training row with the task's system prompt. `UserError` at `where` if its target does not fit the schema."
     row = Task.sft_row(self, row, where)
+    messages = self._chat(row["messages"], where)
     problems = self.judge(row["target"]).problems
     if problems:
         told = "; ".join(f"{p.path}: {p.message}" for p in problems[:3])
         more = f"; {len(problems) - 3} more" if len(problems) > 3 else ""
         raise UserError(f"the target does not fit the schema: {told}{more}", where, "correct the target or the schema")
-    return {**row, "messages": self._chat(row["messages"], where)}
+    return {**row, "messages": messages}
 
 
 @patch
@@ -589,16 +590,21 @@ def load_task(named: str | TaskConfig = DEFAULT_TASK) -> Task:
     return getattr(importlib.import_module(module), cls)()
 
 
+def uses_schema(run: Run) -> bool:
+    "Return True if a run was trained for a schema, or if its results are those of one; loads no task."
+    return bool(run.config.task.schema) or (run.path / _SCHEMA_FILE).exists()
+
+
 def run_task(run: Run) -> Task:
-    "Return the task that a run was trained for; its own copies of schema and system prompt are read, if it has them."
-    cfg = run.config.task
-    if not cfg.schema:
+    """Return the task that a run was trained for, or, if its results are those of another schema, the task of that.
+
+    The run's own copies of schema and system prompt are read; a run that is not trained yet has none."""
+    cfg, schema, system = run.config.task, run.path / _SCHEMA_FILE, run.path / _SYSTEM_FILE
+    if not schema.exists():
         return load_task(cfg)
-    schema, system = run.path / _SCHEMA_FILE, run.path / _SYSTEM_FILE
-    files = {"schema": str(schema) if schema.exists() else cfg.schema}
-    if cfg.system:
-        files["system"] = str(system) if system.exists() else cfg.system
-    return load_task(TaskConfig(cfg.name or schema_name(cfg.schema), **files))
+    recorded = run.meta.get("task", {}).get("name", "")
+    name = recorded if recorded not in ("", *TASKS) else cfg.name if cfg.schema else schema_name(schema)
+    return load_task(TaskConfig(name or schema_name(cfg.schema), str(schema), str(system) if system.exists() else ""))
 
 # %% ../../nbs/contract/03_task.ipynb #shared-task
 def shared_task(runs: Sequence[Run]) -> Task:

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from gguf import GGMLQuantizationType as Q
 
+from ..contract.task import run_task, uses_schema
 from ..core.config import Config
 from ..core.errors import UserError, nearest
 from ..core.files import atomic_path
@@ -227,7 +228,7 @@ def provenance(run: Run, cfg: Config) -> dict[str, str]:
         "dataset_hash": (meta.get("data_hash") or {}).get("train", ""),
         "git_commit": meta.get("git_commit") or git_commit() or "",
         "run_id": run.run_id,
-        "contract": contract_prompt(),
+        "contract": run_task(run).messages({"prompt": ""})[0]["content"] if uses_schema(run) else contract_prompt(),
     }
 
 # %% ../../nbs/ship/01_gguf.ipynb #add-provenance
