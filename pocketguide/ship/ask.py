@@ -39,7 +39,7 @@ _HELP = {
     "run_dir": "a run directory, runs/train/<RUN_ID>; left out: the published run with the most valid answers",
     "gguf": "answer from this GGUF file through llama.cpp, which loads several times as fast as PyTorch; "
     "auto is the run's q8_0 file, written at its first use (needs the extra [gguf])",
-    "schema": "answer in this JSON Schema instead of the travel contract",
+    "schema": "answer in this JSON Schema instead of the run's own task",
     "decoding": "free; contract: hold the answer to its schema; grounded: give it a grammar of its own, of what it may "
     "say; left out: the assistant's own choice, or free if the extra [constrained] is not installed",
     "free": "the same as --decoding free",
