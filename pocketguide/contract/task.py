@@ -505,7 +505,7 @@ def question_row(self: SchemaTask, row: dict, where: str) -> dict:
     "Return a row of a suite; one of several turns (`messages`) begins with the task's system prompt."
     row = Task.question_row(self, row, where)
     if row.get("messages") is None:
-        return row
+        return {key: value for key, value in row.items() if key != "messages"}
     return {**row, "messages": self._chat(read_messages(row["messages"], "'messages'", where), where)}
 
 # %% ../../nbs/contract/03_task.ipynb #schema-results

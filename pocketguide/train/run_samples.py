@@ -509,7 +509,8 @@ def _evaluate_run(work: _Evaluation, run: Run, cfg: Config, target: Run, journal
     if not work.ranks.first:
         return
     work.task.save_contract(target)
-    target.update_meta(task={"name": work.task.name, "schema_hash": work.task.schema_hash})
+    if target.path != run.path:
+        target.update_meta(task={"name": work.task.name, "schema_hash": work.task.schema_hash})
     base_rows, base_cost = base[options]
     for suite in work.suites:
         generation = {**_generation(work, cfg, run, suite, base_cost, cost), **extra}
