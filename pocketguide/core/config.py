@@ -255,11 +255,18 @@ def _verify(cfg: Config, source: str) -> Config:
     return cfg
 
 # %% ../../nbs/core/04_config.ipynb #verify-combinations
+_OF_THE_PACKAGE = ("facts_block", "payload_type_line", "classification_rows", "topic_line")  # of the package's tasks
+
+
 def _verify_combinations(cfg: Config, source: str) -> None:
     "Raise `UserError` for values that are allowed alone but not together."
     if cfg.data.topic_line and not cfg.data.payload_type_line:
         what = "data.topic_line extends data.payload_type_line, which is off"
         raise UserError(what, source, "set data.payload_type_line: true as well")
+    unused = [key for key in _OF_THE_PACKAGE if cfg.task.schema and getattr(cfg.data, key)]
+    if unused:
+        what = f"data.{unused[0]} says nothing to the task of a schema"
+        raise UserError(what, source, "leave it out: the prompt of a schema is its outline, or task.system")
     if cfg.runtime.cuda_graphs and (cfg.runtime.gradient_checkpointing or cfg.runtime.quantization != "none"):
         what = "runtime.cuda_graphs works neither with gradient_checkpointing nor with quantization"
         raise UserError(what, source, "leave one of them out")

@@ -221,6 +221,7 @@ def provenance(run: Run, cfg: Config) -> dict[str, str]:
     meta = run.meta
     return {
         "name": f"PocketGuide {run.name}",
+        "finetune": f"{run_task(run).name}: answers as JSON" if uses_schema(run) else "travel answers as JSON",
         "license": origin.get("license", ""),
         "base_model": name.removeprefix("pypi:"),
         "base_organization": origin.get("organization", ""),
@@ -235,7 +236,7 @@ def provenance(run: Run, cfg: Config) -> dict[str, str]:
 def add_provenance(writer: gguf.GGUFWriter, origin: dict[str, str], fmt: Format) -> None:
     "Add what `provenance` returns, and the format, to a file."
     writer.add_name(origin["name"])
-    writer.add_finetune("travel answers as JSON")
+    writer.add_finetune(origin.get("finetune", "answers as JSON"))
     writer.add_quantized_by("PocketGuide")
     writer.add_languages(["en"])
     if origin["license"]:
