@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['MIN_ROWS', 'MOST_HELD_OUT', 'tidy_target', 'tidy_row', 'shared_system', 'checked_rows', 'unique_rows',
-           'near_duplicates', 'split_rows', 'NewTask', 'config_text', 'readme_text', 'write_folder', 'main']
+           'near_duplicates', 'split_rows', 'NewTask', 'new_config', 'config_text', 'readme_text', 'write_folder',
+           'main']
 
 # %% ../nbs/train/03_new.ipynb #imports
 import json
@@ -23,7 +24,7 @@ from .contract.grammar import lint
 from .contract.schema import in_order
 from .contract.task import TASKS, SchemaTask, load_schema_task
 from .core.cli import Parser, command
-from .core.config import Config
+from .core.config import Config, DataConfig, LoraSettings, TaskConfig, TrainingConfig, dump_config
 from .core.errors import UserError
 from .core.files import atomic_path, write_json, write_jsonl, write_text
 from .core.rows import sft_row
@@ -148,77 +149,35 @@ def split_rows(rows: list[dict], share: float, similarity: float, seed: int) -> 
         raise UserError(what, "--rows", "write rows that differ more, or raise --similarity")
     return {part: [rows[i] for i in sorted(chosen[part])] for part in ("train", "val", "test")}
 
-# %% ../nbs/train/03_new.ipynb #config-template
-_CONFIG = Template("""\
-# $name: a task of your own, from $rows rows. The commands are in README.md beside this file.
-#
-# Any key can be changed on the command line, e.g. --set training.num_epochs=5 or --set base_model_id=ID.
-
-name: $name
-base_model_id: $base  # or a Hugging Face hub id, or a local folder
-task:
-  schema: $schema  # what every answer has to fit
-  system: $system  # a file with the system prompt; "" = the schema's outline
-  name: $name
-seed: 42
-
-data:
-  train: $train
-  val: $val  # never trained on: chooses the epoch
-  max_seq_len: 2048  # tokens of prompt and answer; a longer example is an error
-  facts_block: false
-  payload_type_line: false
-  classification_rows: ""
-  topic_line: false
-  classification_tokens: 700
-
-lora:
-  r: 16  # rank
-  alpha: 32  # usually twice the rank
-  dropout: 0.05
-  target_modules: all-linear  # all-linear, attention, or a list of module names
-
-training:
-  num_epochs: $epochs  # passes over the rows: more for few rows
-  max_steps: 0  # 0 = all epochs
-  learning_rate: 1.0e-3  # at its peak; a base of several billion parameters wants 2.0e-4
-  effective_batch_size: $batch  # examples per optimiser step, on all GPUs together
-  micro_batch_size: $batch  # examples per forward pass, at most
-  micro_batch_tokens: 0  # tokens per forward pass, at most; 0 = what fits; if memory runs out: 4096 or less
-  warmup_steps: 5
-  lr_scheduler: cosine
-  weight_decay: 0.0
-  max_grad_norm: 1.0
-  group_by_length: false
-  eval_rows: 0  # rows for the validation loss; 0 = all
-  select_best: schema_valid  # keeps the epoch with most answers that fit the schema; the validation loss breaks ties
-  select_rows: $select_rows  # validation questions that are answered after each epoch
-  select_tokens: $tokens  # token limit of those answers
-  patience: 4  # stop after so many epochs without improvement; 0 = never
-
-runtime:
-  device: auto  # auto, cpu, cuda
-  dtype: auto  # auto, float32, bfloat16, float16
-  quantization: none  # of the base model: none, nf4, int8
-  gradient_checkpointing: false  # true: less memory, slower
-  checkpoint_every_n_layers: 1
-  compile: false
-  layout: auto
-  fused: true
-  liger: false
-  cuda_graphs: false  # true: faster on a GPU after some hundred steps
-""")
+# %% ../nbs/train/03_new.ipynb #config-comments
+_COMMENTS = {
+    "base_model_id": "or a Hugging Face hub id, or a local folder",
+    "schema": "what every answer has to fit",
+    "system": "a file with the system prompt; '' = the schema's outline",
+    "val": "never trained on: chooses the epoch",
+    "max_seq_len": "tokens of prompt and answer; a longer example is an error",
+    "r": "rank",
+    "alpha": "usually twice the rank",
+    "num_epochs": "passes over the rows: more for few rows",
+    "learning_rate": "at its peak; 0.0002 for a base of several billion parameters",
+    "effective_batch_size": "examples per optimiser step, on all GPUs together",
+    "micro_batch_tokens": "per forward pass; 0 = what fits; if memory runs out: 4096 or less",
+    "select_best": "keeps the epoch with most answers that fit the schema",
+    "select_tokens": "token limit of those answers",
+    "patience": "stop after so many epochs without improvement; 0 = never",
+    "device": "auto, cpu, cuda",
+    "quantization": "of the base model: none, nf4, int8",
+    "gradient_checkpointing": "true: less memory, slower",
+    "cuda_graphs": "true: faster on a GPU after some hundred steps",
+}
 
 # %% ../nbs/train/03_new.ipynb #readme-template
 _README = Template("""\
 # $name
 
-A small model that answers in the form of [schema.json](schema.json), taught $rows rows: $train_n to train on
-(`train.jsonl`), $val_n to choose the epoch (`val.jsonl`), $test_n to test (`test.jsonl`). Near-duplicates are in the
-same part.
-
-Run the commands from where this folder was made. `$runs/*` is your run, as long as there is one; name it once there
-are more.
+A small model that answers in the form of `schema.json`, taught by $train_n rows (`train.jsonl`); $val_n choose the
+epoch (`val.jsonl`), $test_n test it (`test.jsonl`). Run the commands from where this folder was made; `$runs/*` is your
+run, as long as there is one.
 
 ```bash
 # 1. train: the last line names the run directory
@@ -237,7 +196,7 @@ python3 -m pocketguide.failure_analysis --run_dir $runs/*
 python3 -m pocketguide.ship.quantize --run_dir $runs/* --formats q8_0 --prompts $test --max_new_tokens $tokens
 ```
 
-The next version, stopped if it is significantly worse than this one (exit code 1, for a CI):
+The next version, with exit code 1 if it is significantly worse than this one:
 
 ```bash
 python3 -m pocketguide.train.run_samples --run_dir $runs/<NEW> --prompts $test --max_new_tokens $tokens \\
@@ -268,27 +227,38 @@ class NewTask:
         return (self.folder / name).as_posix()
 
 # %% ../nbs/train/03_new.ipynb #config-text
-def _scalar(text: str) -> str:
-    "Return text as YAML: plain, or between quotation marks."
-    return text if re.fullmatch(r"[\w./-]*[a-zA-Z_/][\w./:-]*", text) else json.dumps(text)
+def new_config(new: NewTask) -> Config:
+    "Return the config: few rows are seen more often and in smaller batches."
+    n, system = len(new.parts["train"]), new.file("system.txt") if new.task.system else ""
+    batch = 4 if n < 200 else 8 if n < 2000 else 16
+    training = TrainingConfig(
+        num_epochs=max(3, min(12, round(1600 / n))),
+        learning_rate=1e-3,
+        effective_batch_size=batch,
+        micro_batch_size=batch,
+        warmup_steps=5,
+        select_best="schema_valid",
+        select_rows=min(48, len(new.parts["val"])),
+        select_tokens=new.tokens,
+        patience=4,
+    )
+    return Config(
+        new.task.name,
+        new.base,
+        TaskConfig(new.task.name, new.file("schema.json"), system),
+        data=DataConfig(new.file("train.jsonl"), new.file("val.jsonl")),
+        lora=LoraSettings(16, 32),
+        training=training,
+    )
 
 
 def config_text(new: NewTask) -> str:
-    "Return the config: few rows are seen more often and in smaller batches."
-    n = len(new.parts["train"])
-    paths = {key: _scalar(new.file(f"{key}.jsonl")) for key in ("train", "val")}
-    return _CONFIG.substitute(
-        paths,
-        name=new.task.name,
-        rows=sum(map(len, new.parts.values())),
-        base=_scalar(new.base),
-        schema=_scalar(new.file("schema.json")),
-        system=_scalar(new.file("system.txt")) if new.task.system else '""',
-        epochs=max(3, min(12, round(1600 / n))),
-        batch=4 if n < 200 else 8 if n < 2000 else 16,
-        select_rows=min(48, len(new.parts["val"])),
-        tokens=new.tokens,
-    )
+    "Return the config as YAML, with a comment on what a user would change."
+    cfg = new_config(new)
+    lines = [(line, _COMMENTS.get(line.strip().partition(":")[0])) for line in dump_config(cfg).splitlines()]
+    head = f"# Train: python3 -m pocketguide.train.train --config {new.file('config.yaml')} --runs {new.file('runs')}\n"
+    head += "# Any key can be changed there, e.g. --set training.num_epochs=5. The other commands are in README.md.\n\n"
+    return head + "".join(f"{line}  # {note}\n" if note else f"{line}\n" for line, note in lines)
 
 # %% ../nbs/train/03_new.ipynb #readme-text
 def _rejected(schema: dict) -> list[str]:
@@ -305,7 +275,6 @@ def readme_text(new: NewTask) -> str:
     return _README.substitute(
         {f"{part}_n": len(rows) for part, rows in new.parts.items()},
         name=new.task.name,
-        rows=sum(map(len, new.parts.values())),
         folder=shlex.quote(new.folder.as_posix()),
         runs=quoted("runs"),
         test=quoted("test.jsonl"),
