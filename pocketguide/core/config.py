@@ -223,8 +223,16 @@ def _get(cfg: Config, key: str):
 _FOLDER_NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 
 
+_FOR_ANY_TASK = ("train", "val", "max_seq_len", "classification_tokens")  # the other keys of data are the package's
+
+
 def _verify_names(cfg: Config, source: str) -> None:
     "Raise `UserError` for names that cannot be part of a folder's name, and for a task that is none."
+    others = [f.name for f in dataclasses.fields(DataConfig) if f.name not in _FOR_ANY_TASK]
+    unused = [key for key in others if cfg.task.schema and getattr(cfg.data, key)]
+    if unused:
+        what = f"data.{unused[0]} says nothing to the task of a schema"
+        raise UserError(what, source, "leave it out: the prompt of a schema is its outline, or task.system")
     for key, name in (("name", cfg.name), ("task.name", cfg.task.name)):
         if not _FOLDER_NAME.fullmatch(name) and (name or key == "name"):
             how = "use letters, digits, dots and dashes"
@@ -255,18 +263,11 @@ def _verify(cfg: Config, source: str) -> Config:
     return cfg
 
 # %% ../../nbs/core/04_config.ipynb #verify-combinations
-_OF_THE_PACKAGE = ("facts_block", "payload_type_line", "classification_rows", "topic_line")  # of the package's tasks
-
-
 def _verify_combinations(cfg: Config, source: str) -> None:
     "Raise `UserError` for values that are allowed alone but not together."
     if cfg.data.topic_line and not cfg.data.payload_type_line:
         what = "data.topic_line extends data.payload_type_line, which is off"
         raise UserError(what, source, "set data.payload_type_line: true as well")
-    unused = [key for key in _OF_THE_PACKAGE if cfg.task.schema and getattr(cfg.data, key)]
-    if unused:
-        what = f"data.{unused[0]} says nothing to the task of a schema"
-        raise UserError(what, source, "leave it out: the prompt of a schema is its outline, or task.system")
     if cfg.runtime.cuda_graphs and (cfg.runtime.gradient_checkpointing or cfg.runtime.quantization != "none"):
         what = "runtime.cuda_graphs works neither with gradient_checkpointing nor with quantization"
         raise UserError(what, source, "leave one of them out")
