@@ -27,7 +27,8 @@ setup(
     python_requires=">=" + cfg["min_python"],
     install_requires=cfg["requirements"].split(),
     extras_require={
-        name: cfg[f"{name}_requirements"].split() for name in ("dev", "constrained", "gguf", "server", "app")
+        name: cfg[f"{name}_requirements"].split()
+        for name in ("dev", "constrained", "gguf", "server", "app", "datasets")
     },
     zip_safe=False,
 )

@@ -20,7 +20,7 @@ from functools import cached_property
 from pathlib import Path
 
 from .contract.schema import CATEGORIES
-from .contract.task import Task, load_task
+from .contract.task import Task, load_task, shared_task, uses_schema
 from .core.cli import Parser, command
 from .core.errors import UserError, nearest
 from .core.files import packed, read_jsonl, write_text
@@ -113,8 +113,10 @@ def load_versions(runs: list[Run], suite: str) -> list[Version]:
 
 # %% ../nbs/04_failure_analysis.ipynb #trend
 def trend(versions: list[Version]) -> list[dict]:
-    "Return one row per version: n, schema_valid with its Wilson bounds, semantic_valid, lenient, and the top failure."
-    rows = []
+    """Return one row per version: n, schema_valid with its Wilson bounds, semantic_valid, lenient, and the top failure.
+
+    `semantic_valid` is left out if the task has no rules beside its schema."""
+    rows, semantic = [], any("semantic_valid" in r for v in versions for r in v.rows)
     for v in versions:
         low, high = wilson(v.valid, v.n)
         top = Counter(r["category"] for r in v.failures).most_common(1)
@@ -128,7 +130,7 @@ def trend(versions: list[Version]) -> list[dict]:
                 "rate": v.valid / v.n,
                 "low": low,
                 "high": high,
-                "semantic_valid": sum(bool(r.get("semantic_valid")) for r in v.rows),
+                **({"semantic_valid": sum(bool(r.get("semantic_valid")) for r in v.rows)} if semantic else {}),
                 "lenient": sum(bool(r.get("schema_valid_lenient")) for r in v.rows),
                 "top_failure": f"{top[0][0]} ({top[0][1]})" if top else "none",
             }
@@ -145,7 +147,7 @@ def trend_table(rows: list[dict]) -> str:
                 "suite": r["suite"],
                 "n": r["n"],
                 "schema_valid": rate_text(r["schema_valid"], r["n"]),
-                "semantic_valid": rate_text(r["semantic_valid"], r["n"]),
+                **({"semantic_valid": rate_text(r["semantic_valid"], r["n"])} if "semantic_valid" in r else {}),
                 "top failure": r["top_failure"],
             }
             for r in rows
@@ -202,6 +204,7 @@ _COLOURS = {  # text problems in greys, envelope in oranges, payload in blues an
     "payload_missing": "#56B4E9",
     "payload_extra": "#0072B2",
     "payload_value": "#1b3a6b",
+    "schema": "#56B4E9",  # the one category of a contract without categories of its own
     "semantic": "#a6dba0",
     "ok": "#009E73",
 }
@@ -547,6 +550,14 @@ def _parser() -> Parser:
     parser.add_argument("--out", type=Path, help="folder for tables and plots; left out: <last run_dir>/analysis")
     return parser
 
+
+def _task_to_measure(runs: list[Run], suites: list[str]) -> Task | None:
+    "Return the task of the runs; None if nothing can be measured: no run has a schema, and no suite is known here."
+    if any(map(uses_schema, runs)):
+        return shared_task(runs)
+    known = any(packed(Path("eval") / f / f"{s}.jsonl").exists() for f in ("suites", "validation") for s in suites)
+    return load_task() if known else None
+
 # %% ../nbs/04_failure_analysis.ipynb #main
 @command
 def main(argv=None):
@@ -561,12 +572,13 @@ def main(argv=None):
         how = "evaluate them with python -m pocketguide.train.run_samples"
         raise UserError("these runs have no results", where, how)
     out = args.out or runs[-1].path / "analysis"
-    known = any(packed(Path("eval") / f / f"{s}.jsonl").exists() for f in ("suites", "validation") for s in suites)
-    rows, causes = write_report(runs, suites, out, load_task() if known else None)  # without questions: no measures
+    task = _task_to_measure(runs, suites)
+    rows, causes = write_report(runs, suites, out, task)
     top = markdown_table(causes[:5]) if causes else "none: every answer is schema-valid"
     print(trend_table(rows))
     print(f"\nTop causes of failure of the newest version:\n{top}")
-    print(f"\nplots and tables: {out}/ (trend: {out / 'trend.png'})")
+    about = f"the task {task.name}, " if task else ""
+    print(f"\n{about}plots and tables: {out}/ (trend: {out / 'trend.png'})")
 
 # %% ../nbs/04_failure_analysis.ipynb #d56bc747
 #| eval: false

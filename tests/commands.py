@@ -49,9 +49,12 @@ def run_module(tmp: Path, module: str, *arguments) -> tuple[int, str]:
 
 
 def prepare(tmp: Path) -> str:
-    "Make a tiny base model, one validation row and a suite of one prompt; return the base's id."
+    "Make a tiny base model, one validation row, a suite of one prompt and rows of another task; return the base's id."
     base = make_tiny_base(tmp / "base")
     write_jsonl(tmp / "val.jsonl", read_jsonl(ROOT / "data/v2/sft_val.jsonl")[:1])
+    report = {"title": "A fault", "severity": "low", "area": "other", "steps": ["Open it."], "expected": "It opens."}
+    messages = read_jsonl(ROOT / "eval/other/bug_messages_v1.jsonl")
+    write_jsonl(tmp / "bugs.jsonl", [{"prompt": row["prompt"], "completion": report} for row in messages])
     (tmp / "suite_v1.jsonl").write_text('{"id": "p1", "prompt": "One day in Porto?"}\n')
     return base
 
@@ -73,6 +76,8 @@ def work_commands(tmp: Path, base: str):
     ask = ["--run_dir", run_dir, "--prompts", tmp / "suite_v1.jsonl", "--max_new_tokens", "8", "--quiet"]
     yield ["pocketguide.train.run_samples", *ask]
     yield ["pocketguide.train.run_samples", "--schema", "eval/other/bug_report.schema.json", *ask]
+    rows = ["--schema", "eval/other/bug_report.schema.json", "--rows", tmp / "bugs.jsonl"]
+    yield ["pocketguide.new", "bugs", *rows, "--out", tmp / "new"]
     yield ["pocketguide.travel.review", "--run_dir", run_dir, "--suites", tmp]
     yield ["pocketguide.failure_analysis", "--run_dir", run_dir, "--out", tmp / "report"]
     yield ["pocketguide.travel.library", "--lint", "--layers", "v2", "v3", "v4"]

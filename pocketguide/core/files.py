@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LEFTOVER_SECONDS', 'WriteError', 'atomic_path', 'remove_leftovers', 'write_bytes', 'write_text', 'dump_row',
-           'write_json', 'write_jsonl', 'packed', 'write_packed', 'read_text', 'read_json', 'read_jsonl', 'JsonlLog',
-           'lock', 'file_hash', 'folder_hash', 'cache_dir', 'trim_cache']
+           'write_json', 'write_jsonl', 'packed', 'write_packed', 'read_text', 'read_json', 'read_jsonl', 'parse_row',
+           'JsonlLog', 'lock', 'file_hash', 'folder_hash', 'cache_dir', 'trim_cache']
 
 # %% ../../nbs/core/03_files.ipynb #imports
 import codecs
@@ -223,15 +223,11 @@ def read_jsonl(
             continue
         where = f"{path}:{number}"
         try:
-            row = _parse(line, strict=convert is not None)
-        except (ValueError, RecursionError) as e:
+            row = parse_row(line, where, kind, strict=convert is not None)
+        except UserError:
             if torn == "drop" and number == len(lines):
                 break
-            reason = "too deep" if isinstance(e, RecursionError) else getattr(e, "msg", "").lower() or str(e)[:160]
-            how = f"fix or remove the line ({reason})"
-            raise UserError(f"the {kind} has a line that is not JSON", where, how) from None
-        if not isinstance(row, dict):
-            raise UserError(f"a line of the {kind} is not a JSON object", where, "write one {...} per line")
+            raise
         row = convert(row, where) if convert else row
         _check_fields(row, required, kind, where)
         if unique is not None:
@@ -240,6 +236,21 @@ def read_jsonl(
     if not rows and torn == "error":
         raise UserError(f"the {kind} is empty", path, "it needs at least one JSON object per line")
     return rows
+
+# %% ../../nbs/core/03_files.ipynb #parse-row
+def parse_row(line: str, where: str, kind: str = "file", strict: bool = False) -> dict:
+    """Return the object on one line. `UserError` at `where` (file:line) if it is not JSON, or something else.
+
+    `strict` refuses numbers and characters that JSON and UTF-8 do not have."""
+    try:
+        row = _parse(line, strict)
+    except (ValueError, RecursionError) as e:
+        reason = "too deep" if isinstance(e, RecursionError) else getattr(e, "msg", "").lower() or str(e)[:160]
+        how = f"fix or remove the line ({reason})"
+        raise UserError(f"the {kind} has a line that is not JSON", where, how) from None
+    if not isinstance(row, dict):
+        raise UserError(f"a line of the {kind} is not a JSON object", where, "write one {...} per line")
+    return row
 
 # %% ../../nbs/core/03_files.ipynb #parse-line
 def _finite(number: str) -> float:

@@ -15,7 +15,16 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 from ..contract.grammar import Grammar
 from ..core.config import Config
@@ -78,11 +87,26 @@ def _byte_tokenizer(template: str = CHATML) -> PreTrainedTokenizerFast:
     )
 
 # %% ../../nbs/engine/06_testing.ipynb #make-tiny-base
-def make_tiny_base(folder: str | Path, seed: int = 0, layers: int = 2, hidden: int = 32, template: str = CHATML) -> str:
+_FAMILIES = {
+    "llama": (LlamaConfig, LlamaForCausalLM, {}),
+    "qwen2": (Qwen2Config, Qwen2ForCausalLM, {}),  # with biases in attention
+    "gemma": (Gemma3TextConfig, Gemma3ForCausalLM, {"head_dim": 8, "sliding_window": 64}),  # every sixth layer sees all
+}
+
+
+def make_tiny_base(
+    folder: str | Path,
+    seed: int = 0,
+    layers: int = 2,
+    hidden: int = 32,
+    template: str = CHATML,
+    family: str = "llama",  # whose shape it has: llama, qwen2, gemma
+) -> str:
     "Save a tiny random base model into `folder` and return it as a `base_model_id`; deterministic for a seed."
-    tokenizer = _byte_tokenizer(template)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
+    tokenizer, (config_class, model_class, special) = _byte_tokenizer(template), _FAMILIES[family]
+    config = config_class(
+        # The tokenizers of the other families add tokens of their own, and their models have room for more
+        vocab_size=len(tokenizer) + (0 if family == "llama" else 14),
         hidden_size=hidden,
         intermediate_size=2 * hidden,
         num_hidden_layers=layers,
@@ -94,10 +118,11 @@ def make_tiny_base(folder: str | Path, seed: int = 0, layers: int = 2, hidden: i
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
+        **special,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = LlamaForCausalLM(config)
+        model = model_class(config)
     with no_progress_bars():
         model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -112,7 +137,7 @@ def make_tiny_run(cfg: Config, root: str | Path, seed: int | None = None) -> Run
         from peft import LoraConfig, get_peft_model
 
         lora = LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM")
-        model = get_peft_model(LlamaForCausalLM.from_pretrained(cfg.base_model_id), lora)
+        model = get_peft_model(AutoModelForCausalLM.from_pretrained(cfg.base_model_id), lora)
     for name, weight in model.named_parameters():
         if "lora_B" in name and seed is not None:
             torch.nn.init.normal_(weight, std=0.3)

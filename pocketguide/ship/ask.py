@@ -46,7 +46,7 @@ _HELP = {
     "auto is the run's q8_0 file, written at its first use (needs the extra [gguf])",
     "url": "ask a server instead of loading a model, such as http://127.0.0.1:8000 (ship.serve); its API key is read "
     "from POCKETGUIDE_API_KEY",
-    "schema": "answer in this JSON Schema instead of the travel contract",
+    "schema": "answer in this JSON Schema instead of the run's own task",
     "decoding": "free; contract: hold the answer to its schema; grounded: give it a grammar of its own, of what it may "
     "say; left out: the assistant's own choice, or free if the extra [constrained] is not installed",
     "free": "the same as --decoding free",

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from gguf import GGMLQuantizationType as Q
 
+from ..contract.task import run_task, uses_schema
 from ..core.config import Config
 from ..core.errors import UserError, nearest
 from ..core.files import atomic_path
@@ -220,6 +221,7 @@ def provenance(run: Run, cfg: Config) -> dict[str, str]:
     meta = run.meta
     return {
         "name": f"PocketGuide {run.name}",
+        "finetune": f"{run_task(run).name}: answers as JSON" if uses_schema(run) else "travel answers as JSON",
         "license": origin.get("license", ""),
         "base_model": name.removeprefix("pypi:"),
         "base_organization": origin.get("organization", ""),
@@ -227,14 +229,14 @@ def provenance(run: Run, cfg: Config) -> dict[str, str]:
         "dataset_hash": (meta.get("data_hash") or {}).get("train", ""),
         "git_commit": meta.get("git_commit") or git_commit() or "",
         "run_id": run.run_id,
-        "contract": contract_prompt(),
+        "contract": run_task(run).messages({"prompt": ""})[0]["content"] if uses_schema(run) else contract_prompt(),
     }
 
 # %% ../../nbs/ship/01_gguf.ipynb #add-provenance
 def add_provenance(writer: gguf.GGUFWriter, origin: dict[str, str], fmt: Format) -> None:
     "Add what `provenance` returns, and the format, to a file."
     writer.add_name(origin["name"])
-    writer.add_finetune("travel answers as JSON")
+    writer.add_finetune(origin.get("finetune", "answers as JSON"))
     writer.add_quantized_by("PocketGuide")
     writer.add_languages(["en"])
     if origin["license"]:

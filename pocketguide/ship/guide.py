@@ -20,7 +20,14 @@ from pathlib import Path
 from fastcore.basics import patch
 
 from ..contract.grammar import Grammar, has_llguidance
-from ..contract.task import ANSWER_LIMIT, grounded_limit, load_schema_task, load_task, pick_decoding
+from pocketguide.contract.task import (
+    ANSWER_LIMIT,
+    grounded_limit,
+    load_schema_task,
+    pick_decoding,
+    run_task,
+    uses_schema,
+)
 from ..core.errors import UserError, nearest
 from ..core.files import read_json
 from ..core.runs import Run, open_run, published_runs
@@ -268,7 +275,7 @@ class Guide:
     def __init__(
         self,
         run_dir: str | Path | None = None,  # None: the best published run
-        schema: dict | str | Path | None = None,  # a JSON Schema to answer in instead of the travel contract
+        schema: dict | str | Path | None = None,  # a JSON Schema to answer in instead of the run's own task
         gguf: str | Path | None = None,  # a GGUF file for llama.cpp, or "auto": the run's own q8_0 file
         max_new_tokens: int | None = None,  # of every answer; None: as the question asks, at least `ANSWER_LIMIT`
         dtype: str = "auto",
@@ -280,8 +287,8 @@ class Guide:
     ):
         gguf = gguf_file(gguf, run_dir)
         self.run = chosen_run(run_dir, gguf)
-        self.travel = schema is None
-        self.task = load_task() if self.travel else load_schema_task(schema)
+        self.travel = schema is None and not uses_schema(self.run)
+        self.task = run_task(self.run) if schema is None else load_schema_task(schema)
         self.options = self.task.prompt_options(self.run.config)
         self.decoding = self._decoding(decoding, constrained)
         self._add_own(guide)

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import yaml
 
+from ..contract.task import run_task, uses_schema
 from ..core.cli import Parser, command
 from ..core.config import Config, load_config
 from ..core.errors import UserError
@@ -186,8 +187,14 @@ def cost_lines(cost: dict) -> str:
 def _measures(run: Run, suite: str) -> list[tuple[str, int, int]]:
     "Return (measure, k, n) of a run on a suite: validity, and what was reviewed."
     metrics, reviewed = run.metrics(suite)["finetuned"], content(run, suite).get("finetuned", {})
-    valid = [(k, metrics["counts"][f"{k}_rate"], metrics["n"]) for k in ("schema_valid", "semantic_valid")]
+    counts = {k: metrics["counts"].get(f"{k}_rate") for k in ("schema_valid", "semantic_valid")}
+    valid = [(k, count, metrics["n"]) for k, count in counts.items() if count is not None]
     return valid + [(k, reviewed[k]["k"], reviewed[k]["n"]) for k in CONTENT if reviewed.get(k, {}).get("n")]
+
+
+def _task_title(run: Run) -> str:
+    "Return in words what a run was trained for."
+    return f"{run_task(run).name}: answers as JSON" if uses_schema(run) else "Travel questions answered as JSON"
 
 
 def _suite_results(run: Run, suite: str) -> dict:
@@ -202,7 +209,7 @@ def _suite_results(run: Run, suite: str) -> dict:
         for m, k, n in _measures(run, suite)
     ]
     return {
-        "task": {"type": "text-generation", "name": "Travel questions answered as JSON"},
+        "task": {"type": "text-generation", "name": _task_title(run)},
         "dataset": {"type": f"pocketguide-{suite}", "name": suite},
         "metrics": metrics,
     }
@@ -277,7 +284,8 @@ def _card_training(run: Run, cfg: Config) -> str:
     "Return the section on training of a card, with the command that trains the run again."
     training, lora, options = run.meta.get("training") or {}, cfg.lora, cfg.training
     modules = lora.target_modules if isinstance(lora.target_modules, str) else ", ".join(lora.target_modules)
-    config = f"configs/train_lora_{run.name.split('-seed')[0]}.yaml"
+    published = f"configs/train_lora_{run.name.split('-seed')[0]}.yaml"
+    config = f"{run.path.as_posix()}/config.yaml" if uses_schema(run) else published
     repeat = f" --set seed={cfg.seed} --set name={run.name}" if run.is_repeat else ""
     selected = training.get("selected")
     epoch = f" The adapter is that of epoch {selected['epoch']:g}, chosen by {selected['by']}" if selected else ""
@@ -318,10 +326,38 @@ def _card_evaluation(run: Run) -> str:
         "95 % Wilson interval; constraints count as missed if an answer is not valid.\n\n" + markdown_table(rows)
     )
 
+# %% ../../nbs/ship/06_portfolio.ipynb #schema-card
+def _schema_card(run: Run, cfg: Config) -> str:
+    "Return the model card of a run that was trained for a schema."
+    task, base, meta = run_task(run), HUB_NAMES.get(cfg.base_model_id, cfg.base_model_id), run.meta
+    digest, training = (meta.get("data_hash") or {}).get("train", "not recorded"), meta.get("training") or {}
+    head = {
+        **({} if Path(base).is_absolute() else {"base_model": base}),
+        "library_name": "peft",
+        "pipeline_tag": "text-generation",
+        "tags": ["lora", "json", "json-schema", "structured-output", task.name],
+        "model-index": [{"name": run.name, "results": [_suite_results(run, s) for s in suites_of([run])]}],
+    }
+    sections = {
+        "Task": f"`{task.name}`, schema `{task.schema_hash[:12]}`. Ask with this system prompt:\n\n"
+        + textwrap.indent(task.messages({"prompt": ""})[0]["content"], "    "),
+        "Base model": f"{base}, weights {meta.get('base_hash') or 'without a recorded hash'}.",
+        "Data": f"{training.get('examples', 'an unrecorded number of')} examples, SHA-256 `{digest}`.",
+        "Training": _card_training(run, cfg),
+        "Limits": "An answer that fits the schema can still be wrong.",
+        "Evaluation": _card_evaluation(run),
+        "Cost and carbon": cost_lines(training_cost(meta)),
+    }
+    intro = f"A LoRA adapter that makes {base} answer as JSON for the task `{task.name}`. Run `{run.run_id}`."
+    parts = [f"# {run.name}", intro, *(f"## {title}\n\n{text}" for title, text in sections.items())]
+    return f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---\n\n" + "\n\n".join(parts) + "\n"
+
 # %% ../../nbs/ship/06_portfolio.ipynb #model-card
 def model_card(run: Run) -> str:
     "Return the text of a run's `MODEL_CARD.md`; the same run gives the same text."
     cfg, meta = load_config(run.path / "config.yaml"), run.meta
+    if uses_schema(run):
+        return _schema_card(run, cfg)
     base = HUB_NAMES.get(cfg.base_model_id, cfg.base_model_id)
     head = yaml.safe_dump(card_metadata(run, cfg), sort_keys=False, allow_unicode=True, width=10_000)
     intro = (

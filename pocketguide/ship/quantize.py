@@ -33,7 +33,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GgufConfig
 
 from ..contract.grammar import Grammar
-from ..contract.task import ANSWER_LIMIT, DECODINGS, Task, load_task, pick_decoding
+from ..contract.task import ANSWER_LIMIT, DECODINGS, Task, pick_decoding, run_task
 from ..core.cli import Parser, add_shared, command, positive_int
 from ..core.config import Config, load_config
 from ..core.errors import UserError
@@ -401,10 +401,9 @@ def export(job: Job, fmt: Format) -> dict:
 
 # %% ../../nbs/ship/02_quantize.ipynb #probe
 _PROBE = (
-    "Two days in Porto with a toddler?",
-    '{"summary":"Two easy days in Porto with a small child.","assumptions":["You stay near the old town."],'
-    '"uncertainty_notes":"Opening hours change.","next_steps":["Choose the days."],'
-    '"verification_steps":["Check the weather."],"payload_type":"itinerary"}',
+    "Where are the keys, and who had them last?",
+    '{"summary":"The keys are on the shelf near the door.","people":["Ann had them last.","Ben asked for them."],'
+    '"notes":"Nobody has looked behind the shelf.","next_steps":["Look at the shelf.","Ask Ann."],"kind":"list"}',
 )
 
 
@@ -443,12 +442,14 @@ def paired_difference(lost: int, gained: int, n: int) -> tuple[float, float]:
     return max(-1.0, p - q - half), min(1.0, p - q + half)
 
 # %% ../../nbs/ship/02_quantize.ipynb #rates
+_RATES = ("schema_valid", "semantic_valid")  # the second one only of a task with rules beside its schema
+
+
 def rates(rows: list[dict], bf16_rows: list[dict]) -> dict:
     "Return what the answers to one suite are worth, alone and against the bf16 answers to the same prompts."
     found = {
         "n": len(rows),
-        "schema_valid": _compare_rate(rows, bf16_rows, "schema_valid"),
-        "semantic_valid": _compare_rate(rows, bf16_rows, "semantic_valid"),
+        **{key: _compare_rate(rows, bf16_rows, key) for key in _RATES if key in rows[0]},
         "same_answers": _count_same(rows, bf16_rows, "raw_text_output"),
     }
     if "form" in rows[0] and "form" in bf16_rows[0]:
@@ -677,7 +678,7 @@ def quantize_run(
     "Write a run's model in smaller formats, read them back and let them answer; return the folder of the results."
     if "llama_cpp" in measuring.engines or any(fmt.kind == "kquant" for fmt in formats):
         import_llama_cpp()  # report a missing package before a weight is loaded
-    task = load_task()
+    task = run_task(run)
     task.check_prompts([row for suite in suites for row in suite.rows], task.prompt_options(cfg, settings.facts))
     folder = output_run(run, out).path / "quantized"
     try:
@@ -716,7 +717,7 @@ def results(folder: Path, suite: str | None = None, decoding: str = "free") -> l
 # %% ../../nbs/ship/02_quantize.ipynb #quality-table
 def _quality_row(r: dict) -> dict:
     "Return one line of the quality table."
-    flips, semantic = r["schema_valid"]["vs_bf16"], r["semantic_valid"]["vs_bf16"]
+    flips = r["schema_valid"]["vs_bf16"]
     low, high = (100 * bound for bound in flips["difference_95"])
     points = 100 * (flips["gained"] - flips["lost"]) / r["n"]
     unpacked = r["unpacked"] and r["format"] not in ("bf16", "f16")
@@ -731,11 +732,21 @@ def _quality_row(r: dict) -> dict:
         "schema_valid": rate_text(r["schema_valid"]["k"], r["n"]),
         "against bf16, points": f"{points:+.1f} [{low:+.1f}, {high:+.1f}]",
         "lost, gained, p": f"{flips['lost']}, {flips['gained']}, {flips['p']:.2g}",
-        "semantic_valid": rate_text(r["semantic_valid"]["k"], r["n"]),
-        "semantic: lost, gained, p": f"{semantic['lost']}, {semantic['gained']}, {semantic['p']:.2g}",
+        **_semantic_cells(r),
         "mean KL": f"{kl['mean_kl']:.2g}" if kl else "",
         "99.9 % KL": f"{kl['p999_kl']:.2g}" if kl else "",
         "same top": f"{100 * kl['same_top']:.1f} %" if kl else "",
+    }
+
+
+def _semantic_cells(r: dict) -> dict:
+    "Return the cells on semantic_valid; none for a task that has no rules beside its schema."
+    if "semantic_valid" not in r:
+        return {}
+    flips = r["semantic_valid"]["vs_bf16"]
+    return {
+        "semantic_valid": rate_text(r["semantic_valid"]["k"], r["n"]),
+        "semantic: lost, gained, p": f"{flips['lost']}, {flips['gained']}, {flips['p']:.2g}",
     }
 
 
@@ -796,14 +807,11 @@ def frontier(rows: list[dict]) -> list[dict]:
     return best
 
 # %% ../../nbs/ship/02_quantize.ipynb #loses-nothing
-_RATES = ("schema_valid", "semantic_valid")
-
-
 def _loses_nothing(row: dict, bf16: dict) -> bool:
     """Return True if no loss against bf16 can be told.
 
     Neither rate is below bf16's interval, nor are more prompts lost than gained with McNemar's p under 0.05."""
-    for key in _RATES:
+    for key in _measured(row):
         flips = row[key]["vs_bf16"]
         significant = flips["p"] < 0.05 and flips["gained"] <= flips["lost"]
         if significant or row[key]["rate"] < bf16[key]["wilson_95"][0]:
@@ -811,9 +819,14 @@ def _loses_nothing(row: dict, bf16: dict) -> bool:
     return True
 
 
+def _measured(row: dict) -> list[str]:
+    "Return the rates that a row of results has."
+    return [key for key in _RATES if key in row]
+
+
 def _flips_text(row: dict) -> str:
     "Return in words what a format loses and gains against bf16."
-    flips = {key: row[key]["vs_bf16"] for key in _RATES}
+    flips = {key: row[key]["vs_bf16"] for key in _measured(row)}
     return "; ".join(
         f"{f['lost']} lost and {f['gained']} gained in {key} (p = {f['p']:.2g})" for key, f in flips.items()
     )
@@ -821,8 +834,9 @@ def _flips_text(row: dict) -> str:
 
 def _summary(row: dict, speed: str = "") -> str:
     "Return name, size and rates of a format in words."
-    valid, semantic = (f"{row[key]['k']}/{row['n']}" for key in _RATES)
-    return f"{row['format']} ({row['file_mb']:.0f} MB, {valid} schema_valid, {semantic} semantically valid{speed})"
+    words = {"schema_valid": "schema_valid", "semantic_valid": "semantically valid"}
+    valid = ", ".join(f"{row[key]['k']}/{row['n']} {words[key]}" for key in _measured(row))
+    return f"{row['format']} ({row['file_mb']:.0f} MB, {valid}{speed})"
 
 # %% ../../nbs/ship/02_quantize.ipynb #file-to-ship
 def file_to_ship(rows: list[dict]) -> str:
@@ -836,8 +850,8 @@ def file_to_ship(rows: list[dict]) -> str:
         speed = f"; {best['alone']['tokens_per_s']:.0f} tokens/s on {best['device']}, {ENGINE_LABELS[best['engine']]}"
     why = "nothing smaller is as good"
     if best is not bf16:
-        valid, semantic = (bf16[key]["k"] for key in _RATES)
-        why = f"against bf16's {valid} and {semantic} in {bf16['file_mb']:.0f} MB, {_flips_text(best)}"
+        counts = " and ".join(str(bf16[key]["k"]) for key in _measured(bf16))
+        why = f"against bf16's {counts} in {bf16['file_mb']:.0f} MB, {_flips_text(best)}"
     smaller = max((r for r in rows if r["file_mb"] < best["file_mb"]), key=lambda r: r["file_mb"], default=None)
     rest = (
         f"The next smaller is {_summary(smaller)}: {_flips_text(smaller)}." if smaller else "Nothing smaller was tried."
@@ -962,28 +976,26 @@ def _parser() -> Parser:
     return p
 
 # %% ../../nbs/ship/02_quantize.ipynb #read-arguments
-def _load_suites(paths: list[str], engines: list[str]) -> list[Suite]:
+def _load_suites(paths: list[str], engines: list[str], task: Task) -> list[Suite]:
     "Load the suites. `UserError` if two have the same file name, or if llama.cpp is to answer and there is none."
-    suites = [load_suite(path) for path in paths]
+    suites = [load_suite(path, task) for path in paths]
     if len({suite.name for suite in suites}) < len(suites):
         what, how = "two suites have the same file name", "rename one: results are stored under the suite's name"
         raise UserError(what, "--prompts", how)
     if "llama_cpp" in engines and not suites:
-        what, how = (
-            "--engines llama_cpp answers suites, and none is named",
-            "add --prompts eval/suites/fixed20_v1.jsonl",
+        raise UserError(
+            "--engines llama_cpp answers suites, and none is named", "--prompts", "add --prompts SUITE.jsonl"
         )
-        raise UserError(what, "--prompts", how)
     return suites
 
 
-def _pick_decoding(decoding: str, suites: list[Suite]) -> str:
+def _pick_decoding(decoding: str, suites: list[Suite], task: Task) -> str:
     "Return the way of decoding. `UserError` if nothing is to be answered, or if a package or the task cannot do it."
     if decoding != "free" and not suites:
         what, how = f"--decoding {decoding} answers suites, and none is named", "add --prompts"
         raise UserError(what, "--prompts", how)
     if pick_decoding(decoding, None) == "grounded":
-        load_task().ground([], [])
+        task.ground([], [])
     return decoding
 
 
@@ -1002,9 +1014,11 @@ def _exported_row(exported: dict) -> dict:
 def main(argv=None):
     "Write a run's model in smaller formats and evaluate each."
     a = _parser().parse_args(argv)
-    formats, suites = pick_formats(a.formats), _load_suites(a.prompts, a.engines)
-    way = _pick_decoding(a.decoding, suites)
+    formats = pick_formats(a.formats)
     run, cfg = open_evaluable(a.run_dir)
+    task = run_task(run)
+    suites = _load_suites(a.prompts, a.engines, task)
+    way = _pick_decoding(a.decoding, suites, task)
     options = {"quiet": a.quiet, "facts": a.facts, "decoding": way}
     settings = EvalSettings(a.batch_size, a.max_new_tokens, a.dtype, a.device, **options)
     measuring = MeasureSettings(tuple(dict.fromkeys(a.engines)), a.kl_prompts, a.time_again, a.eager)

@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from ..contract.gate import compare_rates, gate_rows, read_reference
 from ..contract.grammar import Grammar
 from pocketguide.contract.task import (
     ANSWER_LIMIT,
@@ -32,6 +33,7 @@ from pocketguide.contract.task import (
     load_schema_task,
     load_task,
     pick_decoding,
+    shared_task,
 )
 from ..core.cli import Parser, add_shared, command, positive_int
 from ..core.config import Config, dump_config
@@ -520,6 +522,8 @@ def _evaluate_run(work: _Evaluation, run: Run, cfg: Config, target: Run, journal
     if not work.ranks.first:
         return
     work.task.save_contract(target)
+    if target.path != run.path:
+        target.update_meta(task={"name": work.task.name, "schema_hash": work.task.schema_hash})
     base_rows, base_cost = base[options]
     for suite in work.suites:
         generation = {**_generation(work, cfg, run, suite, base_cost, cost), **extra}
@@ -595,10 +599,14 @@ _HELP = {
     "best_effort: name what cannot be enforced, and check it afterwards",
     "no_loop_stop": "let answers that repeat one block of tokens over and over go on to the token limit; they are "
     "stopped otherwise (finish_reason loop), which no published valid answer would have been",
-    "schema": "ask for this JSON Schema and judge by it, instead of the travel contract; "
+    "schema": "ask for this JSON Schema and judge by it, instead of the task that the run was trained for; "
     "results go below RUN_DIR/schemas/NAME-HASH, or OUT/schemas/NAME-HASH",
     "check_parity": "answer N prompts again, one at a time, with transformers' generate, and record how many "
     "answers and verdicts differ",
+    "against": "compare every rate with another run's, or with those of a file of its answers, prompt by prompt: "
+    "McNemar's exact test",
+    "fail_if_worse": "with --against: exit with code 1 if a rate is significantly worse",
+    "alpha": "below which p a difference is significant",
     "out": "write the results below this folder, in a run directory of the same name, instead of into the runs",
 }
 
@@ -618,8 +626,22 @@ def _parser() -> Parser:
     p.add_argument("--schema", metavar="FILE", type=Path, help=_HELP["schema"])
     p.add_argument("--check_parity", type=positive_int, metavar="N", default=0, help=_HELP["check_parity"])
     p.add_argument("--out", type=Path, help=_HELP["out"])
+    p.add_argument("--against", type=Path, metavar="RUN_OR_FILE", help=_HELP["against"])
+    p.add_argument("--fail_if_worse", action="store_true", help=_HELP["fail_if_worse"])
+    p.add_argument("--alpha", type=_probability, default=0.05, help=_HELP["alpha"])
     add_shared(p, "quiet")
     return p
+
+
+def _probability(text: str) -> float:
+    "Parse a number between 0 and 1 (an argparse type)."
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number between 0 and 1")
+    return value
 
 # %% ../../nbs/03_batched_eval.ipynb #read-arguments
 def _settings(a: argparse.Namespace, task: Task) -> EvalSettings:
@@ -646,6 +668,29 @@ def _load_suites(paths: list[str], task: Task) -> list[Suite]:
         what = "two suites have the same file name"
         raise UserError(what, "--prompts", "rename one: results are stored under the suite's name")
     return suites
+
+# %% ../../nbs/03_batched_eval.ipynb #gate
+def _reference(a: argparse.Namespace, task: Task, suites: list[Suite], decoding: str) -> dict[str, list[dict]]:
+    "Return the answers that `--against` names, by suite, before anything is generated. `UserError` if there are none."
+    if not a.against:
+        if a.fail_if_worse:
+            raise UserError("there is nothing to be worse than", "--fail_if_worse", "add --against RUN_OR_FILE")
+        return {}
+    way = "contract" if decoding == "best_effort" else decoding
+    return read_reference(a.against, task, {suite.name: [row["id"] for row in suite.rows] for suite in suites}, way)
+
+
+def _print_gate(task: Task, folders: list[Run], reference: dict[str, list[dict]], against: Path, alpha: float) -> int:
+    "Print the comparison of every run with the reference; return how many rates are significantly worse."
+    table, worse = [], 0
+    for run in folders:
+        for suite, before in reference.items():
+            after = read_jsonl(run.samples(suite) / "finetuned_outputs.jsonl")
+            rows = compare_rates(before, after, task.rates, alpha)
+            worse += sum(row["outcome"] == "worse" for row in rows)
+            table += [{"run": run.name, **row} for row in gate_rows(rows, suite, "before", "now")]
+    print(f"\nAgainst {against}, p below {alpha:g} is significant:\n\n{markdown_table(table)}")
+    return worse
 
 # %% ../../nbs/03_batched_eval.ipynb #interruption
 def _terminated(signum, frame):
@@ -676,12 +721,13 @@ def _again(argv, ranks: Ranks) -> str:
 def main(argv=None):
     "Evaluate base and fine-tuned models on prompt suites."
     a = _parser().parse_args(argv)
-    task = load_schema_task(a.schema) if a.schema else load_task()
-    suites = _load_suites(a.prompts, task)
     runs = [open_evaluable(path) for path in a.run_dir]
+    task = load_schema_task(a.schema) if a.schema else shared_task([run for run, _ in runs])
+    suites = _load_suites(a.prompts, task)
     for _, cfg in runs:
         task.prompt_options(cfg, a.facts)  # a task without facts refuses --facts on
     settings = _settings(a, task)
+    reference = _reference(a, task, suites, settings.decoding)
     ranks = join_ranks(settings.device)
     with _interruptible(argv, ranks):
         summary = evaluate(task, runs, suites, settings, a.out, ranks)
@@ -690,7 +736,11 @@ def main(argv=None):
         folders = [output_run(run, task.results_root(run, a.out, settings.decoding), make=False) for run, _ in runs]
         where = ", ".join(str(folder.samples(suite.name)) for folder in folders for suite in suites)
         print(markdown_table(summary))
-        print(f"results: {where}; {task.headline} {summary[-1][task.headline]}")
+        worse = _print_gate(task, folders, reference, a.against, a.alpha) if reference else 0
+        print(f"results: {where}; {task.name}: {task.headline} {summary[-1][task.headline]}")
+        if a.fail_if_worse and worse:
+            print(f"{worse} rates are significantly worse than in {a.against}", file=sys.stderr)
+            sys.exit(1)
 
 # %% ../../nbs/03_batched_eval.ipynb #run-main
 #| eval: false

@@ -24,12 +24,14 @@ from pathlib import Path
 import torch
 import yaml
 
+from ..contract.task import load_task
 from ..core.cli import Parser, add_shared, command, positive_int
 from ..core.config import Config, canonical_key, load_config
 from ..core.errors import UserError
-from ..core.files import lock, read_jsonl, write_json, write_jsonl, write_text
+from ..core.files import lock, write_json, write_jsonl, write_text
 from ..core.plots import legend_below, plot_rates
 from ..core.runs import Run
+from ..core.sources import read_rows
 from ..core.stats import markdown_table, rate_text
 from .train import last_checkpoint, same_config
 
@@ -223,17 +225,15 @@ def _wait(jobs: list, running: list) -> None:
 # %% ../../nbs/train/02_sweep.ipynb #val-suite
 def validation_suite(cfg: Config, out: Path, n: int) -> Path:
     "Write the first `n` validation questions as a suite, `out/val<n>.jsonl`, and return its path."
-    rows = read_jsonl(cfg.data.val, kind="validation data")[:n]
+    task = load_task(cfg.task)
+    if not cfg.data.val:
+        raise UserError(
+            f"the task {task.name} has no validation rows", "data.val", "name some, or a suite by --prompts"
+        )
+    rows = read_rows(cfg.data.val, task.as_question, kind="validation data")[:n]
     path = out / f"val{len(rows)}.jsonl"
-    write_jsonl(path, map(_as_question, rows))
+    write_jsonl(path, rows)
     return path
-
-
-def _as_question(row: dict) -> dict:
-    "Return a training row or a record as a row of a suite."
-    known = {**row.get("metadata", {}), **{k: v for k, v in row.items() if v}}
-    checked = {k: known[k] for k in ("payload_type", "destination") if known.get(k)}
-    return {"id": row["id"], "prompt": row.get("prompt") or row["messages"][-1]["content"], **checked}
 
 # %% ../../nbs/train/02_sweep.ipynb #evaluate-all
 def evaluate_all(runs: list[Run], suite: Path, out: Path, batch_size: str, max_new_tokens: int | None) -> str | None:
@@ -275,14 +275,18 @@ def _outcome(combination: Combination, run: Run | None, suite: str, error: str |
     row |= {"val_loss": cost["selected"]["val_loss"], "seconds": cost["seconds"]}
     if suite in run.suites:
         side = run.metrics(suite)["finetuned"]
-        valid, semantic = (side["counts"][f"{rate}_valid_rate"] for rate in ("schema", "semantic"))
-        row |= {"n": side["n"], "valid": valid, "semantic": semantic}
+        semantic = side["counts"].get("semantic_valid_rate")  # of a task that knows more than its schema
+        row |= {"n": side["n"], "valid": side["counts"]["schema_valid_rate"]}
+        row |= {} if semantic is None else {"semantic": semantic}
     return row
 
 # %% ../../nbs/train/02_sweep.ipynb #sweep-table
 def sweep_table(rows: list[dict]) -> str:
     "Return the outcomes as a Markdown table: rates with n and 95 % Wilson interval."
-    return markdown_table([_table_row(row) for row in rows])
+    lines = [_table_row(row) for row in rows]
+    if not any("semantic" in row for row in rows):
+        lines = [{key: text for key, text in line.items() if key != "semantic_valid"} for line in lines]
+    return markdown_table(lines)
 
 
 def _table_row(row: dict) -> dict:
@@ -397,9 +401,11 @@ def main(argv=None):
     if not a.set:
         raise UserError("there is nothing to sweep", "--set", "name a key and its values, e.g. --set lora.r=8,32")
     plan = combinations(a.config, settings(a.set))
+    if len({c.cfg.task for c in plan}) > 1:
+        raise UserError("the runs of a sweep have one task", "--set", "sweep other keys, and write one sweep per task")
     out = a.out or Path("runs/sweep") / name
     suite = a.prompts or validation_suite(plan[0].cfg, out, a.val_prompts)
-    prompts = read_jsonl(suite, required=("id", "prompt"), unique="id", kind="suite")  # before anything is trained
+    prompts = load_task(plan[0].cfg.task).questions(suite)  # before anything is trained
     out.mkdir(parents=True, exist_ok=True)
     with lock(out):
         print(describe_plan(plan, out, suite, len(prompts), a.per_gpu), flush=True)

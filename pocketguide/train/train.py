@@ -30,14 +30,13 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils import is_liger_kernel_available, is_torch_tf32_available
 
-from ..contract.task import Task, load_task
+from ..contract.task import Task, load_task, run_task
 from ..core.cli import Parser, add_shared, command, positive_int
 from ..core.config import Config, DataConfig, load_config
 from ..core.errors import UserError
 from pocketguide.core.files import (
     JsonlLog,
     atomic_path,
-    file_hash,
     folder_hash,
     lock,
     read_json,
@@ -46,6 +45,7 @@ from pocketguide.core.files import (
 )
 from ..core.plots import legend_below, plot_rates, prepare_axes, series_style
 from ..core.runs import Run, create_run, open_run, versions
+from ..core.sources import source_hash
 from ..engine.chat import encode_chats
 from ..engine.generate import Engine, free_bytes
 from pocketguide.engine.models import (
@@ -656,8 +656,13 @@ def on_evaluate(self: GenerationEval, args, state, control, metrics, **kwargs):
 def load_sft(task: Task, cfg: Config, tokenizer) -> tuple[SFTDataset, SFTDataset]:
     """Return the training and the validation set of a config, encoded.
 
-    `UserError` with file and line for a broken row, and for an example that is too long.
+    `UserError` with file and line for a broken row, for an example that is too long, and if the config names no rows.
     """
+    if not cfg.data.train:
+        raise UserError(f"the task {task.name} has no training rows", "data.train", "name a file of rows in the config")
+    if not cfg.data.val:
+        how = "name rows that training does not see; python3 -m pocketguide.new splits some off"
+        raise UserError(f"the task {task.name} has no validation rows", "data.val", how)
 
     def encode(path: str, limit: int | None = None, classification_rows: Sequence[dict] = ()) -> SFTDataset:
         rows = task.training_rows(path, cfg.data, limit)
@@ -825,7 +830,7 @@ def _provenance(cfg: Config, run: Run, device: torch.device, train_set: SFTDatas
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "versions": versions(),
-        "data_hash": {name: file_hash(path) for name, path in files.items() if path},
+        "data_hash": {name: source_hash(path) for name, path in files.items() if path},
         "base_hash": base_hash(cfg.base_model_id),
         "adapter_hash": folder_hash(run.adapter),
         "training": _training_cost(cfg, train_set, session, read_jsonl(run.path / "train_log.jsonl")),
@@ -862,19 +867,22 @@ def train(
     quiet: bool = False,
     eval_prompts: int = 0,  # validation questions to answer after every epoch; changes nothing in the training
     data: tuple[SFTDataset, SFTDataset] | None = None,  # from `load_sft`, if it is loaded already
-    task: Task | None = None,  # the contract to teach; None is the default task
+    task: Task | None = None,  # the contract to teach; None is the one that the config names
 ) -> Run:
     """Train the adapter into `run`, from its last checkpoint if it has one.
 
     Returns `run`, with `adapter/` and `meta.json` complete. Under `torchrun` all ranks call it, and rank 0 writes.
     """
-    task, ranks = task or load_task(), join_ranks(cfg.runtime.device)
+    task, ranks = task or load_task(cfg.task), join_ranks(cfg.runtime.device)
     _check_ranks(cfg, ranks)
     tokenizer = load_tokenizer(cfg.base_model_id)
     data = data or load_sft(task, cfg, tokenizer)
     with lock(run.path) if ranks.first else contextlib.nullcontext(), _prepared_model(cfg, tokenizer) as prepared:
         (model, layout), checkpoint = prepared, last_checkpoint(run)
         check_tokens(model, tokenizer, [[part.highest_token] for part in data])
+        if ranks.first:  # the run can be evaluated without the files that the config names
+            task.save_contract(run)
+            run.update_meta(task={"name": task.name, "schema_hash": task.schema_hash})
         log = RunLog(run, _step_of(checkpoint), quiet, ranks.first)
         callbacks = [log, *_epoch_callbacks(task, cfg, log, tokenizer, data[0], eval_prompts, ranks)]
         trainer = _make_trainer(cfg, run, model, layout, data, ranks, callbacks, checkpoint)
@@ -926,12 +934,18 @@ def _read_config(a: argparse.Namespace) -> Config:
         raise UserError("no config", "command line", "name one: --config configs/train_lora_v4.yaml")
     return load_config(a.config or open_run(a.resume).path / "config.yaml", a.set)
 
+
+def _read_task(a: argparse.Namespace, cfg: Config) -> Task:
+    "Return the task of the config, or that of the run to resume, which has its schema with it."
+    return load_task(cfg.task) if a.config else run_task(open_run(a.resume))
+
 # %% ../../nbs/02_train.ipynb #say
 def _result_line(run: Run) -> str:
     "Return a command's last line: where the run is, what it cost, and which epoch was kept if there was a choice."
     t = run.meta["training"]
     cost = f"{t['steps']} steps in {t['seconds']:.0f} s ({t['tokens_per_s']:,.0f} tokens/s)"
-    return f"{run.path}: {cost}, mean training loss {t['final_loss']:.3f}{_selection_text(t['selected'])}"
+    task = f"; task {run.meta['task']['name']}" if run.config.task.schema else ""
+    return f"{run.path}: {cost}, mean training loss {t['final_loss']:.3f}{_selection_text(t['selected'])}{task}"
 
 
 def _selection_text(selected: dict) -> str:
@@ -947,7 +961,8 @@ def _selection_text(selected: dict) -> str:
 def main(argv=None):
     "Train a LoRA adapter from a config."
     a = _parser().parse_args(argv)
-    cfg, task = _read_config(a), load_task()
+    cfg = _read_config(a)
+    task = _read_task(a, cfg)
     data = load_sft(task, cfg, load_tokenizer(cfg.base_model_id))  # report a broken row before making a run directory
     ranks = join_ranks(cfg.runtime.device)
     path = None
