@@ -19,7 +19,7 @@ PACKAGE = ROOT / "pocketguide"
 LAYERS = """
 core: text errors cli files rows config runs stats plots
 contract: dialect cases schema grammar task lark
-engine: chat completion prompts models ranks testing fusion adapters static_cache decoder generate llama
+engine: chat completion prompts models ranks testing fusion adapters static_cache decoder generate llama remote
 travel: contract gazetteer facts places sights constraints reading library prompts questions compose retrieve
 travel: day_plan grounding measures review task
 .: data
@@ -32,7 +32,7 @@ USER_NAMED = {"02_train": "train.train", "03_batched_eval": "train.run_samples"}
 LOOKUPS = {("contract.grammar", "contract.task")}
 KNOWS_NO_TRAVEL = ("core.", "contract.", "engine.", "train.", "failure_analysis")
 TORCH_FREE = ("core.", "contract.", "travel.", "failure_analysis", "engine.chat", "engine.completion", "engine.prompts")
-TORCH_FREE += ("engine.llama", "ship.document", "ship.guide", "ship.ask", "ship.portfolio")
+TORCH_FREE += ("engine.llama", "engine.remote", "ship.document", "ship.guide", "ship.ask", "ship.portfolio")
 NOT_A_VERB = (
     r"(The|A|An|This|What|Whether|How|Who|Where|When|Which|One|All|Every|Each|No|If|True|False|Of|From|For|In|To)\b"
 )
