@@ -347,7 +347,7 @@ class RemoteCompletion(Completion):
 
 # %% ../../nbs/engine/13_remote.ipynb #remote
 class Remote:
-    "Answer by a chat server; the methods are those of `Engine`. Greedy; constrained by the server if there is a schema."
+    "Answer by a chat server, greedily; the methods are those of `Engine`. With a schema the server constrains answers."
 
     grammar = None  # the server holds answers to the schema, not this program
 
