@@ -24,14 +24,24 @@ travel: contract gazetteer facts places sights constraints reading library promp
 travel: day_plan grounding measures review task
 .: data
 train: microbatch train run_samples sweep
-.: failure_analysis
+.: teach failure_analysis
 ship: gguf quantize document guide ask portfolio
 """
 USER_NAMED = {"02_train": "train.train", "03_batched_eval": "train.run_samples"}
+USER_NAMED |= {"03_teach": "teach"}  # the command is python -m pocketguide.teach
 # The loop looks a task up by its name: the one import that points the other way.
 LOOKUPS = {("contract.grammar", "contract.task")}
-KNOWS_NO_TRAVEL = ("core.", "contract.", "engine.", "train.", "failure_analysis")
-TORCH_FREE = ("core.", "contract.", "travel.", "failure_analysis", "engine.chat", "engine.completion", "engine.prompts")
+KNOWS_NO_TRAVEL = ("core.", "contract.", "engine.", "train.", "teach", "failure_analysis")
+TORCH_FREE = (
+    "core.",
+    "contract.",
+    "travel.",
+    "failure_analysis",
+    "teach",
+    "engine.chat",
+    "engine.completion",
+    "engine.prompts",
+)
 TORCH_FREE += ("engine.llama", "engine.remote", "ship.document", "ship.guide", "ship.ask", "ship.portfolio")
 NOT_A_VERB = (
     r"(The|A|An|This|What|Whether|How|Who|Where|When|Which|One|All|Every|Each|No|If|True|False|Of|From|For|In|To)\b"

@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
@@ -309,7 +310,8 @@ def _answered(self: Endpoint, todo: list[tuple[str, dict]]) -> Iterator[tuple[st
             continue
         in_a_row, (key, body) = 0, todo[index]
         if self.log:
-            self.log.append({"key": key, "model": body["model"], **outcome._asdict()})
+            date = datetime.now(timezone.utc).isoformat(timespec="seconds")
+            self.log.append({"key": key, "model": body["model"], "date": date, **outcome._asdict()})
         yield key, outcome
     if failed:
         what = f"{len(failed)} of {len(todo)} requests got no answer; the last: {failed[-1].what}"
