@@ -310,24 +310,35 @@ def rejections(drafts: list[Draft]) -> list[dict]:
 CHARACTERS_PER_TOKEN = 4
 
 
+class _Replay:
+    "Give what is recorded, and note what is not."
+
+    def __init__(self, endpoint: Endpoint):
+        self.url, self.known, self.missing = endpoint.url, endpoint.recorded(), []
+
+    def ask(self, bodies: list[dict]) -> Iterable[tuple[int, Reply]]:
+        for index, body in enumerate(bodies):
+            reply = self.known.get(request_key(self.url, body))
+            if reply is None:
+                self.missing.append(body)
+            yield index, reply or Reply("", "not asked")
+
+
 def estimate(plan: Plan, task: Task, endpoint: Endpoint, model: str, critic_model: str) -> dict:
     "Return the most that the plan may still cost: `requests`, `prompt_tokens`, `completion_tokens`."
-    recorded = {row["key"] for row in endpoint.log.rows} if endpoint.log else set()
-    cells, longest = plan.cells(), "x" * CHARACTERS_PER_TOKEN * plan.message_tokens
-    messages = [plan.message_request(cell, model) for cell in cells]
-    message = {"id": "", "prompt": longest}
-    answer = plan.answer_request(task, message, model)
-    later = [answer] * len(cells)
-    if plan.critic:
-        text = "x" * CHARACTERS_PER_TOKEN * answer["max_tokens"]
-        later += [plan.critic_request(message, text, critic_model)] * len(cells)
-    asked = [body for body in messages if request_key(endpoint.url, body) not in recorded]
-    done = len(recorded) - (len(messages) - len(asked))
-    asked += later[max(0, done) :]
+    drafts, stages = [Draft(cell) for cell in plan.cells()], [_Replay(endpoint) for _ in range(3)]
+    write_messages(plan, drafts, stages[0], model)
+    write_answers(plan, task, drafts, stages[1], model)
+    ask_critic(plan, drafts, stages[2], critic_model)
+    longest = {"id": "", "prompt": "x" * CHARACTERS_PER_TOKEN * plan.message_tokens}
+    answer = plan.answer_request(task, longest, model)
+    critic = plan.critic_request(longest, "x" * CHARACTERS_PER_TOKEN * answer["max_tokens"], critic_model)
+    messages, answers = len(stages[0].missing), len(stages[1].missing)
+    asked = [body for stage in stages for body in stage.missing] + [answer] * messages
+    asked += [critic] * (messages + answers) if plan.critic else []
     characters = sum(len(turn["content"]) for body in asked for turn in body["messages"])
-    written = sum(body["max_tokens"] for body in asked)
-    tokens = {"prompt_tokens": characters // CHARACTERS_PER_TOKEN, "completion_tokens": written}
-    return {"requests": len(asked), **tokens}
+    tokens = {"prompt_tokens": characters // CHARACTERS_PER_TOKEN}
+    return {"requests": len(asked), **tokens, "completion_tokens": sum(body["max_tokens"] for body in asked)}
 
 
 def price(counts: dict, price_in: float, price_out: float) -> str:

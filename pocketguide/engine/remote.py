@@ -144,6 +144,13 @@ def request_key(url: str, body: dict) -> str:
 
 
 @patch
+def recorded(self: Endpoint) -> dict[str, Reply]:
+    "Return the replies in the log by the hashes of their requests."
+    rows = self.log.rows if self.log else ()
+    return {row["key"]: Reply(**{name: row[name] for name in Reply._fields}) for row in rows}
+
+
+@patch
 def usage(self: Endpoint, model: str = "") -> dict:
     "Return how many requests to a model (empty: to any) were answered, and their tokens, from the log."
     rows = [row for row in (self.log.rows if self.log else ()) if row["model"] == model or not model]
@@ -287,11 +294,10 @@ def ask(self: Endpoint, bodies: list[dict]) -> Iterator[tuple[int, Reply]]:
     indices, todo = {}, []
     for index, body in enumerate(bodies):
         indices.setdefault(request_key(self.url, body), []).append(index)
-    known = {row["key"]: row for row in (self.log.rows if self.log else ())}
+    known = self.recorded()
     for key, own in indices.items():
         if key in known:
-            reply = Reply(**{name: known[key][name] for name in Reply._fields})
-            yield from ((index, reply) for index in own)
+            yield from ((index, known[key]) for index in own)
         else:
             todo.append((key, bodies[own[0]]))
     for key, reply in self._answered(todo):
