@@ -26,6 +26,6 @@ setup(
     },
     python_requires=">=" + cfg["min_python"],
     install_requires=cfg["requirements"].split(),
-    extras_require={name: cfg[f"{name}_requirements"].split() for name in ("dev", "constrained", "gguf")},
+    extras_require={name: cfg[f"{name}_requirements"].split() for name in ("dev", "constrained", "gguf", "endpoint")},
     zip_safe=False,
 )

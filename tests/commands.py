@@ -20,7 +20,7 @@ from pocketguide.engine.testing import make_tiny_base, run_child
 
 ROOT = Path(__file__).resolve().parent.parent
 # Commands whose work needs the real base model, or minutes: here only their help and their errors are tried.
-HELP_ONLY = ("pocketguide.ship.quantize", "pocketguide.ship.ask", "pocketguide.train.sweep")
+HELP_ONLY = ("pocketguide.ship.quantize", "pocketguide.ship.ask", "pocketguide.train.sweep", "pocketguide.teach")
 # Commands that import PyTorch; the training does too, and is the one that shows that a new interpreter suffices.
 FORKED = ("pocketguide.train.run_samples", "pocketguide.ship.ask")
 # An untrained model has no valid answer: exit code 3 and one line. Bad questions are exit code 2 and one line.
