@@ -93,7 +93,7 @@ def _read_reply(text: str, latency_ms: float) -> Reply:
         if not isinstance(content, str):
             raise TypeError
         counts = [int(usage.get(name) or 0) for name in ("prompt_tokens", "completion_tokens")]
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError):
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
         raise ValueError(" ".join(text.split())[:80] or "nothing") from None
     return Reply(content, _REASONS.get(reason, str(reason or "eos")), *counts, round(latency_ms, 1))
 
@@ -112,6 +112,7 @@ class Endpoint:
 
     def __post_init__(self):
         self.url, self._key, self.models, self._next = check_url(self.url), read_key(self.api_key_env), [], 0.0
+        self.sampled = False  # True: the server took no temperature 0
 
     def _client(self, cls, **options):
         "Return a client of this server; nothing of the environment but the proxies goes into its requests."
@@ -231,6 +232,7 @@ async def _ask_one(self: Endpoint, client, body: dict) -> Reply | EndpointError:
         if _CONTEXT.search(said):
             return Reply("", "too_long")
         changed = _adapted(body, said)
+        self.sampled |= bool(changed) and "temperature" not in changed
         return await self._ask_one(client, changed) if changed else self._explain(error)
     except (openai.OpenAIError, ValueError) as error:
         return self._explain(error)
@@ -249,6 +251,19 @@ async def _wait_turn(self: Endpoint, request) -> None:
 
 
 @patch
+def _record(self: Endpoint, body: dict, outcome: Reply | UserError) -> Reply | UserError:
+    "Record a reply and return it; an error instead if that is impossible."
+    if self.log is None or isinstance(outcome, UserError):
+        return outcome
+    key, date = request_key(self.url, body), datetime.now(timezone.utc).isoformat(timespec="seconds")
+    try:
+        self.log.append({"key": key, "model": body["model"], "date": date, **outcome._asdict()})
+    except UserError as error:  # such as a full disk
+        return error
+    return outcome
+
+
+@patch
 async def _ask_all(self: Endpoint, bodies: list[dict], tell) -> None:
     "Ask `bodies`, `concurrency` at a time; `tell` gets the index and the outcome of each as it comes."
     import anyio
@@ -259,7 +274,7 @@ async def _ask_all(self: Endpoint, bodies: list[dict], tell) -> None:
 
     async def work() -> None:
         for index, body in waiting:
-            tell((index, await self._ask_one(client, body)))
+            tell((index, self._record(body, await self._ask_one(client, body))))
 
     async with self._client(openai.AsyncOpenAI, **options) as client, anyio.create_task_group() as workers:
         for _ in range(min(self.concurrency, len(bodies))):
@@ -267,7 +282,7 @@ async def _ask_all(self: Endpoint, bodies: list[dict], tell) -> None:
 
 # %% ../../nbs/engine/13_remote.ipynb #ask
 @patch
-def _outcomes(self: Endpoint, bodies: list[dict]) -> Iterator[tuple[int, Reply | EndpointError]]:
+def _outcomes(self: Endpoint, bodies: list[dict]) -> Iterator[tuple[int, Reply | UserError]]:
     "Yield index and outcome of each request as it comes; leaving the loop early cancels what is under way."
     from anyio.from_thread import start_blocking_portal
 
@@ -306,19 +321,16 @@ def ask(self: Endpoint, bodies: list[dict]) -> Iterator[tuple[int, Reply]]:
 
 @patch
 def _answered(self: Endpoint, todo: list[tuple[str, dict]]) -> Iterator[tuple[str, Reply]]:
-    "Yield (key, reply) of requests that are not recorded, after recording each; errors as in `ask`."
+    "Yield (key, reply) of requests that are not recorded; errors as in `ask`."
     failed, in_a_row = [], 0
     for index, outcome in self._outcomes([body for _, body in todo]) if todo else ():
-        if isinstance(outcome, EndpointError):
+        if isinstance(outcome, UserError):
             failed, in_a_row = [*failed, outcome], in_a_row + 1
-            if outcome.fatal or in_a_row == FAILURES_IN_A_ROW:
+            if getattr(outcome, "fatal", True) or in_a_row == FAILURES_IN_A_ROW:
                 raise outcome
             continue
-        in_a_row, (key, body) = 0, todo[index]
-        if self.log:
-            date = datetime.now(timezone.utc).isoformat(timespec="seconds")
-            self.log.append({"key": key, "model": body["model"], "date": date, **outcome._asdict()})
-        yield key, outcome
+        in_a_row = 0
+        yield todo[index][0], outcome
     if failed:
         what = f"{len(failed)} of {len(todo)} requests got no answer; the last: {failed[-1].what}"
         raise EndpointError(what, self.url, "the answers are kept: start the same command again")
@@ -427,7 +439,8 @@ def use(self: Remote, run: Run | None) -> dict:
 def record(self: Remote) -> dict:
     "Return what metrics say of the engine."
     own = {"engine": "endpoint", "device": self.endpoint.url, "batch_size": self.endpoint.concurrency}
-    return {**own, "base_model": self.names["base"], "model": self.names["finetuned"]}
+    sampled = {"sampled": True} if self.endpoint.sampled else {}  # else greedy
+    return {**own, **sampled, "base_model": self.names["base"], "model": self.names["finetuned"]}
 
 
 @patch
