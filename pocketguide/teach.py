@@ -266,7 +266,7 @@ def write_answers(
     left = _left(drafts)
     bodies = [plan.answer_request(task, draft.question, model) for draft in left]
     for draft, body, reply in zip(left, bodies, _replies(endpoint, "answers", bodies, quiet)):
-        draft.answer, draft.key = reply.text.strip(), request_key(endpoint.url, body)
+        draft.answer, draft.key = reply.text.strip(), request_key(endpoint.name, body)
         if (fault := judge_answer(task, draft.question, reply))[0]:
             draft.reject(*fault)
 
@@ -314,11 +314,11 @@ class _Replay:
     "Give what is recorded, and note what is not."
 
     def __init__(self, endpoint: Endpoint):
-        self.url, self.known, self.missing = endpoint.url, endpoint.recorded(), []
+        self.name, self.known, self.missing = endpoint.name, endpoint.recorded(), []
 
     def ask(self, bodies: list[dict]) -> Iterable[tuple[int, Reply]]:
         for index, body in enumerate(bodies):
-            reply = self.known.get(request_key(self.url, body))
+            reply = self.known.get(request_key(self.name, body))
             if reply is None:
                 self.missing.append(body)
             yield index, reply or Reply("", "not asked")

@@ -19,7 +19,7 @@ PACKAGE = ROOT / "pocketguide"
 LAYERS = """
 core: text errors cli files rows config runs stats plots
 contract: dialect cases schema grammar task lark
-engine: chat completion prompts models ranks testing fusion adapters static_cache decoder generate llama remote vllm
+engine: chat completion prompts models ranks testing fusion adapters static_cache decoder generate llama remote
 travel: contract gazetteer facts places sights constraints reading library prompts questions compose retrieve
 travel: day_plan grounding measures review task
 .: data

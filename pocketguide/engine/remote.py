@@ -4,20 +4,27 @@
 
 # %% auto #0
 __all__ = ['FAILURES_IN_A_ROW', 'import_openai', 'check_url', 'read_key', 'Reply', 'EndpointError', 'Endpoint', 'request_key',
-           'ChatText', 'RemoteCompletion', 'Remote', 'add_endpoint_options', 'endpoint_of']
+           'ChatText', 'RemoteCompletion', 'Remote', 'add_endpoint_options', 'endpoint_of', 'vllm_command',
+           'vllm_server']
 
 # %% ../../nbs/engine/13_remote.ipynb #imports
 import argparse
+import contextlib
 import hashlib
 import json
 import os
 import queue
 import re
+import socket
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from importlib.util import find_spec
+from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
@@ -25,7 +32,7 @@ from fastcore.basics import patch
 
 from ..core.cli import positive_int
 from ..core.errors import UserError
-from ..core.files import JsonlLog
+from ..core.files import JsonlLog, read_json
 from ..core.runs import Run
 from .completion import Completion
 
@@ -108,10 +115,12 @@ class Endpoint:
     requests_per_minute: int = 0  # at most, repetitions included; 0: as many as the server takes
     timeout: float = 300.0  # seconds without a byte from the server
     retries: int = 6  # of a request, after 429, 5xx, a timeout or a broken connection
+    name: str = ""  # under which replies are recorded, if the address is another one each time; empty: the address
     log: JsonlLog | None = None  # where replies are recorded; those in it are not asked for again
 
     def __post_init__(self):
         self.url, self._key, self.models, self._next = check_url(self.url), read_key(self.api_key_env), [], 0.0
+        self.name = self.name or self.url
         self.sampled = False  # True: the server took no temperature 0
 
     def _client(self, cls, **options):
@@ -139,9 +148,9 @@ def check(self: Endpoint) -> None:
         self.models = []
 
 # %% ../../nbs/engine/13_remote.ipynb #request-key
-def request_key(url: str, body: dict) -> str:
+def request_key(server: str, body: dict) -> str:
     "Return a hash (hex) of a request: what its reply depends on."
-    return hashlib.sha256(json.dumps([url, body], sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([server, body], sort_keys=True).encode()).hexdigest()
 
 
 @patch
@@ -255,7 +264,7 @@ def _record(self: Endpoint, body: dict, outcome: Reply | UserError) -> Reply | U
     "Record a reply and return it; an error instead if that is impossible."
     if self.log is None or isinstance(outcome, UserError):
         return outcome
-    key, date = request_key(self.url, body), datetime.now(timezone.utc).isoformat(timespec="seconds")
+    key, date = request_key(self.name, body), datetime.now(timezone.utc).isoformat(timespec="seconds")
     try:
         self.log.append({"key": key, "model": body["model"], "date": date, **outcome._asdict()})
     except UserError as error:  # such as a full disk
@@ -308,7 +317,7 @@ def ask(self: Endpoint, bodies: list[dict]) -> Iterator[tuple[int, Reply]]:
     `EndpointError` at once if no request would be answered, or after the others if some were not."""
     indices, todo = {}, []
     for index, body in enumerate(bodies):
-        indices.setdefault(request_key(self.url, body), []).append(index)
+        indices.setdefault(request_key(self.name, body), []).append(index)
     known = self.recorded()
     for key, own in indices.items():
         if key in known:
@@ -432,13 +441,13 @@ def first_logits(self: Remote, prompts: list[list[int]], tokens: list[int]) -> l
 def use(self: Remote, run: Run | None) -> dict:
     "Ask the fine-tuned model, or without a run the base model; return what its answers depend on beside the prompt."
     self.model = self.names["base" if run is None else "finetuned"]
-    return {"endpoint": self.endpoint.url, "model": self.model, "response_format": self.response_format}
+    return {"endpoint": self.endpoint.name, "model": self.model, "response_format": self.response_format}
 
 
 @patch
 def record(self: Remote) -> dict:
     "Return what metrics say of the engine."
-    own = {"engine": "endpoint", "device": self.endpoint.url, "batch_size": self.endpoint.concurrency}
+    own = {"engine": "endpoint", "device": self.endpoint.name, "batch_size": self.endpoint.concurrency}
     sampled = {"sampled": True} if self.endpoint.sampled else {}  # else greedy
     return {**own, **sampled, "base_model": self.names["base"], "model": self.names["finetuned"]}
 
@@ -453,7 +462,7 @@ def cost(self: Remote) -> dict:
 def label(self: Remote) -> str:
     "Return the name of the folder with this model's results: the same model at another address has another one."
     name = re.sub(r"[^\w.-]+", "-", self.names["finetuned"], flags=re.ASCII).strip("-.") or "model"
-    return f"{name}-{hashlib.sha256(self.endpoint.url.encode()).hexdigest()[:8]}"
+    return f"{name}-{hashlib.sha256(self.endpoint.name.encode()).hexdigest()[:8]}"
 
 # %% ../../nbs/engine/13_remote.ipynb #options
 _HELP = {
@@ -475,8 +484,57 @@ def add_endpoint_options(parser: argparse.ArgumentParser, required: bool = False
         parser.add_argument(f"--{name}", type=positive_int, metavar="N", default=default, help=_HELP[name])
 
 
-def endpoint_of(a: argparse.Namespace, log: JsonlLog | None = None) -> Endpoint:
+def endpoint_of(a: argparse.Namespace) -> Endpoint:
     "Return the server that the arguments name. `UserError` if it cannot be asked."
     import_openai()
     limits = {"concurrency": a.concurrency, "requests_per_minute": a.requests_per_minute}
-    return Endpoint(a.endpoint, a.api_key_env, **limits, timeout=a.request_timeout, log=log)
+    return Endpoint(a.endpoint, a.api_key_env, **limits, timeout=a.request_timeout)
+
+# %% ../../nbs/engine/13_remote.ipynb #vllm-server
+_NOT_PLAIN = ("use_dora", "modules_to_save", "lora_bias", "trainable_token_indices", "target_parameters")
+_LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM makes room for
+
+
+def vllm_command(base: str, adapter: Path, name: str, port: int, dtype: str, gpus: int) -> list[str]:
+    "Return the command that serves a base model as `base` and its plain LoRA adapter as `name`."
+    settings = read_json(adapter / "adapter_config.json", "adapter's config")
+    if other := [key for key in _NOT_PLAIN if settings.get(key)]:
+        raise UserError(f"vLLM takes plain LoRA adapters only, this one has {other[0]}", adapter, "leave --engine out")
+    rank = max([settings["r"], *(settings.get("rank_pattern") or {}).values()])
+    room = next((room for room in _LORA_RANKS if room >= rank), rank)
+    served = ["--model", base, "--served-model-name", "base", "--enable-lora", "--lora-modules", f"{name}={adapter}"]
+    sizes = ["--max-lora-rank", str(room), "--tensor-parallel-size", str(max(1, gpus)), "--dtype", dtype]
+    start = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1", "--port", str(port)]
+    return [*start, *served, *sizes]
+
+
+@contextlib.contextmanager
+def vllm_server(base: str, adapter: Path, name: str, dtype: str = "auto", gpus: int = 1) -> Iterator[Endpoint]:
+    "Start vLLM's server for the time of a `with` block; yields it when it answers. `UserError` if it does not start."
+    if find_spec("vllm") is None:
+        how = "install it where its PyTorch fits (pip install vllm), or name a server of it with --endpoint"
+        raise UserError("vLLM is not installed", "--engine vllm", how)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command, server = (
+        vllm_command(base, adapter, name, port, dtype, gpus),
+        Endpoint(f"http://127.0.0.1:{port}/v1", name="vllm"),
+    )
+    with tempfile.TemporaryFile("w+") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+        try:
+            while name not in server.models:
+                if process.poll() is not None:
+                    log.seek(0)
+                    last = (log.read().strip().splitlines() or ["it said nothing"])[-1][:160]
+                    raise UserError(
+                        f"vLLM's server has ended: {last}", "--engine vllm", "see what it says of its options"
+                    )
+                time.sleep(0.5)
+                with contextlib.suppress(EndpointError):
+                    server.check()
+            yield server
+        finally:
+            process.kill()
+            process.wait()

@@ -54,11 +54,10 @@ from ..engine.adapters import adapter_settings, adapter_tensors, check_adapter, 
 from ..engine.completion import Completion
 from ..engine.decoder import generate_alone
 from ..engine.generate import Engine, end_tokens
-from ..engine.models import base_hash, is_same_base, load_model, load_tokenizer
+from ..engine.models import base_hash, base_path, is_same_base, load_model, load_tokenizer
 from ..engine.prompts import build_prompts, own_grammars
 from ..engine.ranks import Ranks, join_ranks, leave_ranks
-from ..engine.remote import Remote, add_endpoint_options, endpoint_of
-from ..engine.vllm import Vllm
+from ..engine.remote import Remote, add_endpoint_options, endpoint_of, vllm_server
 
 # %% ../../nbs/03_batched_eval.ipynb #plot-comparison
 _COMPARED_RATES = {
@@ -571,14 +570,13 @@ def summary_row(task: Task, name: str, suite: str, rows: list[dict], cost: dict)
     }
 
 # %% ../../nbs/03_batched_eval.ipynb #served-target
-def served_run(run: Run | None, engine, task: Task, out: Path | None, decoding: str, make: bool = True) -> Run:
-    """Return the run directory for the answers of a server or of vLLM.
+def served_run(run: Run | None, engine: Remote, task: Task, out: Path | None, decoding: str, make: bool = True) -> Run:
+    """Return the run directory for the answers of a server, below `out`, or in the run.
 
-    It lies below `out`, or in `endpoints/<model>-<hash of the address>/` or `vllm/` of the run; without a run below
-    `runs/endpoints`."""
+    There it is in `endpoints/<model>-<hash of the address>/`; without a run it is below `runs/endpoints`."""
     way = "constrained" if decoding == "contract" else decoding
     if run is not None:
-        place = Path("vllm") if engine.label == "vllm" else Path("endpoints") / engine.label
+        place = Path("endpoints") / engine.label
         return output_run(run, task.results_root(run, out or run.path / place / way, decoding), make)
     named = Run(Path(engine.label))
     target = Run(task.results_root(named, out or Path("runs/endpoints") / way, decoding) / engine.label)
@@ -612,13 +610,13 @@ def _own_answers(task: Task, run: Run | None, suite: Suite, rows: list[dict], de
 # %% ../../nbs/03_batched_eval.ipynb #evaluate-served
 def evaluate_served(
     task: Task,
-    engine,  # `Remote` or `Vllm`: beside the methods of `Engine` they have `use`, `record`, `cost` and `label`
+    engine: Remote,
     run: Run | None,
     suites: list[Suite],
     settings: EvalSettings,
     target: Run,
 ) -> list[dict]:
-    "Let another engine answer for the base model and the fine-tuned one, and write the results of both."
+    "Let a chat server answer for the base model and the fine-tuned one, and write the results of both."
     cfg = run.config if run else _served_config(engine)
     options = task.prompt_options(cfg, settings.facts)
     task.check_prompts([row for suite in suites for row in suite.rows], options)
@@ -690,8 +688,7 @@ _HELP = {
     "results go below RUN_DIR/schemas/NAME-HASH, or OUT/schemas/NAME-HASH",
     "check_parity": "answer N prompts again, one at a time, with transformers' generate, and record how many "
     "answers and verdicts differ",
-    "engine": "own, or vllm: vLLM in this process, with the base model and the adapter of one run; results go below "
-    "RUN_DIR/vllm",
+    "engine": "own, or vllm: vLLM's server, started for this, with the base model and the adapter of one run",
     "base_model": "with --endpoint: the name of the base model there, for the other side of the comparison; without it "
     "both sides are the answers of --model. Prompts are those of --run_dir, if there is one; results go below "
     "RUN_DIR/endpoints, or runs/endpoints",
@@ -787,34 +784,35 @@ def _served_settings(a: argparse.Namespace) -> EvalSettings:
     return EvalSettings("auto", a.max_new_tokens, a.dtype, a.device, 0, a.quiet, a.facts, decoding)
 
 
+@contextlib.contextmanager
 def _served_engine(a: argparse.Namespace, task: Task, settings: EvalSettings, run: Run | None):
-    "Return the engine that the arguments name."
-    limit = settings.max_new_tokens or ANSWER_LIMIT
-    schema = None if settings.decoding == "free" else task.schema
-    if a.engine == "vllm":
-        return Vllm(run, settings.dtype, limit, schema)
-    endpoint, strict = endpoint_of(a), settings.decoding == "contract"
-    endpoint.check()
-    return Remote(endpoint, a.model, limit, schema, strict, task.name, a.base_model)
+    "Give the server that the arguments name as an engine, for the time of a block."
+    schema, strict = (None if settings.decoding == "free" else task.schema), settings.decoding == "contract"
+    held = settings.max_new_tokens or ANSWER_LIMIT, schema, strict, task.name
+    if a.engine != "vllm":
+        endpoint = endpoint_of(a)
+        endpoint.check()
+        yield Remote(endpoint, a.model, *held, a.base_model)
+        return
+    base, gpus = base_path(run.config.base_model_id), torch.cuda.device_count()
+    with vllm_server(base, run.adapter, run.name, settings.dtype, gpus) as endpoint:
+        yield Remote(endpoint, run.name, *held, "base")
 
 # %% ../../nbs/03_batched_eval.ipynb #main-served
 def _main_served(a: argparse.Namespace, argv) -> None:
-    "Evaluate what a chat server or vLLM answers."
+    "Evaluate what a chat server answers."
     settings = _served_settings(a)
     task = load_schema_task(a.schema) if a.schema else load_task()
     suites = _load_suites(a.prompts, task)
     run = None
     if a.run_dir:
         run = open_evaluable(a.run_dir[0])[0] if a.engine == "vllm" else open_run(a.run_dir[0])
-    engine = _served_engine(a, task, settings, run)
-    target = served_run(run, engine, task, a.out, settings.decoding)
-    requests = target.path / "samples" / ".requests.jsonl"  # in which a server's replies are recorded
-    with lock(target.path), _interruptible(argv, Ranks()):
-        with JsonlLog(requests) as log:
-            if a.endpoint:
-                engine.endpoint.log = log
+    with _interruptible(argv, Ranks()), _served_engine(a, task, settings, run) as engine:
+        target = served_run(run, engine, task, a.out, settings.decoding)
+        requests = target.path / "samples" / ".requests.jsonl"  # in which the replies are recorded
+        with lock(target.path), JsonlLog(requests) as engine.endpoint.log:
             summary = evaluate_served(task, engine, run, suites, settings, target)
-        requests.unlink()
+            requests.unlink()
     print(markdown_table(summary))
     where = ", ".join(str(target.samples(suite.name)) for suite in suites)
     print(f"results: {where}; {task.headline} {summary[-1][task.headline]}")
