@@ -292,6 +292,8 @@ class _ChatHandler(BaseHTTPRequestHandler):
         "Send a reply, of which `missing` bytes never come; a client may try again after a millisecond."
         self.send_response(status)
         headers = {"Content-Type": kind, "Content-Length": len(text.encode()) + missing, "Retry-After-Ms": 1}
+        if self.close_connection:  # else the client would ask the next on this connection
+            headers["Connection"] = "close"
         for name, value in headers.items():
             self.send_header(name, str(value))
         self.end_headers()
