@@ -19,21 +19,32 @@ PACKAGE = ROOT / "pocketguide"
 LAYERS = """
 core: text errors cli files rows sources config runs stats plots
 contract: dialect cases schema grammar task lark gate
-engine: chat completion prompts models ranks testing fusion adapters static_cache decoder generate llama
+engine: chat completion prompts models ranks testing fusion adapters static_cache decoder generate llama remote
 travel: contract gazetteer facts places sights constraints reading library prompts questions compose retrieve
 travel: day_plan grounding own_guide measures review task draws
 .: data
 train: microbatch train run_samples sweep
 .: new
-.: failure_analysis
+.: teach failure_analysis
 ship: gguf quantize document html guide ask portfolio understanding service server page serve export
 """
 USER_NAMED = {"02_train": "train.train", "03_batched_eval": "train.run_samples", "03_new": "new"}
+USER_NAMED |= {"04_teach": "teach"}  # the command is python -m pocketguide.teach
 # The loop looks a task up by its name: the one import that points the other way.
 LOOKUPS = {("contract.grammar", "contract.task")}
-KNOWS_NO_TRAVEL = ("core.", "contract.", "engine.", "train.", "failure_analysis")
+KNOWS_NO_TRAVEL = ("core.", "contract.", "engine.", "train.", "teach", "failure_analysis")
 TORCH_FREE = ("core.", "contract.", "travel.", "failure_analysis", "engine.chat", "engine.completion", "engine.prompts")
-TORCH_FREE += ("new", "engine.llama", "ship.document", "ship.html", "ship.guide", "ship.ask", "ship.portfolio")
+TORCH_FREE += (
+    "new",
+    "teach",
+    "engine.llama",
+    "engine.remote",
+    "ship.document",
+    "ship.html",
+    "ship.guide",
+    "ship.ask",
+    "ship.portfolio",
+)
 TORCH_FREE += ("ship.understanding", "ship.service", "ship.serve")
 NOT_A_VERB = (
     r"(The|A|An|This|What|Whether|How|Who|Where|When|Which|One|All|Every|Each|No|If|True|False|Of|From|For|In|To)\b"

@@ -20,7 +20,13 @@ from pocketguide.engine.testing import make_tiny_base, run_child
 
 ROOT = Path(__file__).resolve().parent.parent
 # Commands whose work needs the real base model, or minutes: here only their help and their errors are tried.
-HELP_ONLY = ("pocketguide.ship.quantize", "pocketguide.ship.ask", "pocketguide.train.sweep", "pocketguide.ship.serve")
+HELP_ONLY = (
+    "pocketguide.ship.quantize",
+    "pocketguide.ship.ask",
+    "pocketguide.train.sweep",
+    "pocketguide.ship.serve",
+    "pocketguide.teach",
+)
 # Commands that show that a new interpreter suffices, with PyTorch and without; the others run in forks.
 NEW_INTERPRETER = ("pocketguide.train.train", "pocketguide.travel.places", "pocketguide.contract.grammar")
 # An untrained model has no valid answer: exit code 3 and one line. Bad questions are exit code 2 and one line.

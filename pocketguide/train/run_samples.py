@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['plot_comparison', 'Suite', 'load_suite', 'answer_key', 'journal_of', 'answer', 'open_evaluable', 'output_run',
-           'EvalSettings', 'write_results', 'parity', 'pass_context', 'evaluate', 'summary_row', 'main']
+           'EvalSettings', 'write_results', 'parity', 'pass_context', 'evaluate', 'summary_row', 'served_run',
+           'evaluate_served', 'main']
 
 # %% ../../nbs/03_batched_eval.ipynb #imports
 import argparse
@@ -32,6 +33,7 @@ from pocketguide.contract.task import (
     grounded_limit,
     load_schema_task,
     load_task,
+    run_task,
     pick_decoding,
     shared_task,
 )
@@ -50,14 +52,15 @@ from pocketguide.core.files import (
 )
 from ..core.plots import GREY, PALETTE, plot_rates
 from ..core.runs import Run, open_run, versions
-from ..core.stats import markdown_table, rate_text
+from ..core.stats import markdown_table, paired, rate_text
 from ..engine.adapters import adapter_settings, adapter_tensors, check_adapter, merged, own_tokenizer
 from ..engine.completion import Completion
 from ..engine.decoder import generate_alone
 from ..engine.generate import Engine, end_tokens
-from ..engine.models import base_hash, is_same_base, load_model, load_tokenizer
+from ..engine.models import base_hash, base_path, is_same_base, load_model, load_tokenizer
 from ..engine.prompts import build_prompts, own_grammars
 from ..engine.ranks import Ranks, join_ranks, leave_ranks
+from ..engine.remote import Remote, add_endpoint_options, endpoint_of, vllm_server
 
 # %% ../../nbs/03_batched_eval.ipynb #plot-comparison
 _COMPARED_RATES = {
@@ -172,7 +175,9 @@ def answer(
         _sample_row(task, question, kept, prompt.classification, options, decoding)
         for question, kept, prompt in zip(questions, found, prompts)
     )
-    return {suite.name: [next(rows) for _ in suite.rows] for suite in suites}, _cost(found, decoding != "free")
+    return {suite.name: [next(rows) for _ in suite.rows] for suite in suites}, _cost(
+        found, any("held" in row for row in found)
+    )
 
 
 def _sample_row(task: Task, question: dict, kept: dict, classification, options, decoding: str) -> dict:
@@ -583,6 +588,107 @@ def summary_row(task: Task, name: str, suite: str, rows: list[dict], cost: dict)
         "s per prompt": round(cost["wall_s"] / cost["prompts"], 3),
     }
 
+# %% ../../nbs/03_batched_eval.ipynb #served-target
+def served_run(run: Run | None, engine: Remote, task: Task, out: Path | None, decoding: str, make: bool = True) -> Run:
+    """Return the run directory for the answers of a server, below `out`, or in the run.
+
+    There it is in `endpoints/<model>-<hash of the address>/`; without a run it is below `runs/endpoints`."""
+    way = "constrained" if decoding == "contract" else decoding
+    if run is not None:
+        place = Path("endpoints") / engine.label
+        return output_run(run, task.results_root(run, out or run.path / place / way, decoding), make)
+    named = Run(Path(engine.label))
+    target = Run(task.results_root(named, out or Path("runs/endpoints") / way, decoding) / engine.label)
+    if make:
+        write_text(target.path / "config.yaml", dump_config(_served_config(engine)))
+        target.update_meta(name=engine.label, evaluated_from=engine.endpoint.url)
+    return target
+
+
+def _served_config(engine) -> Config:
+    "Return the config of a model that only a server knows."
+    return Config(name=engine.label, base_model_id=engine.names["finetuned"])
+
+# %% ../../nbs/03_batched_eval.ipynb #own-answers
+def _own_answers(task: Task, run: Run | None, suite: Suite, rows: list[dict], decoding: str) -> dict:
+    "Return how a run's recorded answers to a suite and `rows` differ; empty if the run has none to the same prompts."
+    own = run and output_run(run, task.results_root(run, None, decoding), make=False)
+    if own is None or suite.name not in own.suites:
+        return {}
+    recorded = read_jsonl(own.samples(suite.name) / "finetuned_outputs.jsonl")
+    if [(r["prompt_id"], r["prompt"]) for r in recorded] != [(r["prompt_id"], r["prompt"]) for r in rows]:
+        return {}
+    same = sum(a["raw_text_output"] == b["raw_text_output"] for a, b in zip(recorded, rows))
+    test = paired([r["schema_valid"] for r in recorded], [r["schema_valid"] for r in rows])
+    print(
+        f"{suite.name}: {same} of {len(rows)} answers are those of the run's own evaluation; "
+        f"{test['gained'] + test['lost']} verdicts differ (McNemar's exact p = {test['p']:.2g})"
+    )
+    return {"own_engine": {"n": len(rows), "identical_answers": same, **test}}
+
+# %% ../../nbs/03_batched_eval.ipynb #evaluate-served
+def evaluate_served(
+    task: Task,
+    engine: Remote,
+    run: Run | None,
+    suites: list[Suite],
+    settings: EvalSettings,
+    target: Run,
+) -> list[dict]:
+    "Let a chat server answer for the base model and the fine-tuned one, and write the results of both."
+    cfg = run.config if run else _served_config(engine)
+    options = task.prompt_options(cfg, settings.facts)
+    task.check_prompts([row for suite in suites for row in suite.rows], options)
+    limits = {"max_new_tokens": settings.max_new_tokens, "schema": task.schema_hash}
+    how, summary = (settings.quiet, options, Ranks(), settings.decoding), []
+
+    def side(of: Run | None, name: str) -> tuple[dict, dict]:
+        "Return the rows and the cost of one side; a model that is both sides answers once, from one journal."
+        title, context = name + _TITLES[settings.decoding], {**engine.use(of), **limits}
+        rows, cost = answer(task, engine, suites, journal, context, title, *how)
+        cost |= engine.cost()
+        summary.extend(summary_row(task, title, suite, own, cost) for suite, own in rows.items())
+        return rows, cost
+
+    journal, tuned = target.path / "samples" / ".served.journal.jsonl", run or target
+    base = side(None, "base") if engine.use(None) != engine.use(tuned) else None
+    finetuned = side(tuned, tuned.name)
+    base, costs = base or finetuned, {"base": (base or finetuned)[1], "finetuned": finetuned[1]}
+    task.save_contract(target)
+    for suite in suites:
+        made = finetuned[0][suite.name]
+        _tell_unheld(suite.name, made, settings.decoding)
+        generation = _served_generation(task, engine, cfg, suite, settings, costs)
+        generation |= _own_answers(task, run, suite, made, settings.decoding)
+        write_results(task, target, suite, base[0][suite.name], made, generation)
+    journal.unlink()
+    return summary
+
+
+def _tell_unheld(suite: str, rows: list[dict], decoding: str) -> None:
+    "Say in one line how many answers do not fit the schema although the engine was to hold them to it."
+    unheld = sum(row["finish_reason"] == "eos" and not row["schema_valid"] for row in rows)
+    if unheld and decoding != "free":
+        what = f"{suite}: {unheld} of {len(rows)} answers ended by themselves and are not valid"
+        print(f"{what}: the engine does not hold them to the whole schema", file=sys.stderr)
+
+# %% ../../nbs/03_batched_eval.ipynb #served-generation
+def _served_generation(task: Task, engine, cfg: Config, suite: Suite, settings: EvalSettings, costs: dict) -> dict:
+    "Return how the answers were generated, and what they cost in tokens."
+    return {
+        "dtype": None,  # the engine's own affair
+        "ranks": 1,
+        **engine.record(),
+        "max_new_tokens": max(task.answer_limits(suite.rows, settings.max_new_tokens)),
+        "limit_by": "max_new_tokens" if settings.max_new_tokens else "question",
+        "wall_s": round(costs["base"]["wall_s"] + costs["finetuned"]["wall_s"], 2),
+        **costs,
+        "suite_hash": file_hash(suite.path),
+        "settings": task.generation_settings(cfg, settings.facts, settings.decoding),
+        "decoding": "contract" if settings.decoding == "best_effort" else settings.decoding,
+        "versions": versions(),
+    }
+
 # %% ../../nbs/03_batched_eval.ipynb #parser
 _DESCRIPTION = """Answer prompt suites with the base model and with fine-tuned adapters, in batches; write answers,
 verdicts and metrics into the run directories. Started again after an interruption, the same command continues where it
@@ -607,13 +713,17 @@ _HELP = {
     "McNemar's exact test",
     "fail_if_worse": "with --against: exit with code 1 if a rate is significantly worse",
     "alpha": "below which p a difference is significant",
+    "engine": "own, or vllm: vLLM's server, started for this, with the base model and the adapter of one run",
+    "base_model": "with --endpoint: the name of the base model there, for the other side of the comparison; without it "
+    "both sides are the answers of --model. Prompts are those of --run_dir, if there is one; results go below "
+    "RUN_DIR/endpoints, or runs/endpoints",
     "out": "write the results below this folder, in a run directory of the same name, instead of into the runs",
 }
 
 
 def _parser() -> Parser:
     p = Parser(prog="pocketguide.train.run_samples", description=_DESCRIPTION)
-    add_shared(p, "run_dir", nargs="+", required=True, help=_HELP["run_dir"])
+    add_shared(p, "run_dir", nargs="+", help=_HELP["run_dir"])
     add_shared(p, "prompts", required=True)
     add_shared(p, "batch_size", help=_HELP["batch_size"])
     add_shared(p, "max_new_tokens", "dtype", "device")
@@ -629,6 +739,9 @@ def _parser() -> Parser:
     p.add_argument("--against", type=Path, metavar="RUN_OR_FILE", help=_HELP["against"])
     p.add_argument("--fail_if_worse", action="store_true", help=_HELP["fail_if_worse"])
     p.add_argument("--alpha", type=_probability, default=0.05, help=_HELP["alpha"])
+    p.add_argument("--engine", choices=("own", "vllm"), default="own", help=_HELP["engine"])
+    add_endpoint_options(p)
+    p.add_argument("--base_model", metavar="NAME", default="", help=_HELP["base_model"])
     add_shared(p, "quiet")
     return p
 
@@ -692,6 +805,13 @@ def _print_gate(task: Task, folders: list[Run], reference: dict[str, list[dict]]
     print(f"\nAgainst {against}, p below {alpha:g} is significant:\n\n{markdown_table(table)}")
     return worse
 
+
+def _exit_if_worse(a: argparse.Namespace, worse: int) -> None:
+    "Exit with code 1 if `--fail_if_worse` is given and some rates are."
+    if a.fail_if_worse and worse:
+        print(f"{worse} rates are significantly worse than in {a.against}", file=sys.stderr)
+        sys.exit(1)
+
 # %% ../../nbs/03_batched_eval.ipynb #interruption
 def _terminated(signum, frame):
     raise KeyboardInterrupt
@@ -716,11 +836,69 @@ def _again(argv, ranks: Ranks) -> str:
     start = ["python3"] if ranks.world == 1 else ["torchrun", "--nproc_per_node", str(ranks.world)]
     return shlex.join([*start, "-m", "pocketguide.train.run_samples", *(sys.argv[1:] if argv is None else argv)])
 
+# %% ../../nbs/03_batched_eval.ipynb #served-settings
+def _served_settings(a: argparse.Namespace) -> EvalSettings:
+    "Return the settings of an evaluation by another engine. `UserError` for what it cannot do."
+    if a.endpoint and a.engine != "own":
+        raise UserError("--endpoint and --engine vllm name two engines", "--engine", "leave one of the two out")
+    if a.endpoint and not a.model:
+        raise UserError("--endpoint needs the name of a model there", "--model", "add --model NAME")
+    if len(a.run_dir or ()) > 1 or (a.engine == "vllm" and not a.run_dir):
+        raise UserError("another engine answers for one run at a time", "--run_dir", "name one")
+    if a.check_parity:
+        raise UserError("--check_parity compares our own engine with transformers", "--check_parity", "leave it out")
+    decoding = a.decoding or ("contract" if a.constrained else "free")
+    if decoding == "grounded" or (a.constrained and decoding != "contract"):
+        what = f"another engine answers free or constrained, not --decoding {decoding}"
+        raise UserError(what, "--decoding", "use --decoding contract, or leave it out")
+    decoding = a.constrained if isinstance(a.constrained, str) else decoding
+    return EvalSettings("auto", a.max_new_tokens, a.dtype, a.device, 0, a.quiet, a.facts, decoding)
+
+
+@contextlib.contextmanager
+def _served_engine(a: argparse.Namespace, task: Task, settings: EvalSettings, run: Run | None):
+    "Give the server that the arguments name as an engine, for the time of a block."
+    schema, strict = (None if settings.decoding == "free" else task.schema), settings.decoding == "contract"
+    held = settings.max_new_tokens or ANSWER_LIMIT, schema, strict, task.name
+    if a.engine != "vllm":
+        endpoint = endpoint_of(a)
+        endpoint.check()
+        yield Remote(endpoint, a.model, *held, a.base_model)
+        return
+    base, gpus = base_path(run.config.base_model_id), torch.cuda.device_count()
+    with vllm_server(base, run.adapter, run.name, settings.dtype, gpus) as endpoint:
+        yield Remote(endpoint, run.name, *held, "base")
+
+# %% ../../nbs/03_batched_eval.ipynb #main-served
+def _main_served(a: argparse.Namespace, argv) -> None:
+    "Evaluate what a chat server answers."
+    settings, run = _served_settings(a), None
+    if a.run_dir:
+        run = open_evaluable(a.run_dir[0])[0] if a.engine == "vllm" else open_run(a.run_dir[0])
+    task = load_schema_task(a.schema) if a.schema else run_task(run) if run else load_task()
+    suites = _load_suites(a.prompts, task)
+    reference = _reference(a, task, suites, settings.decoding)
+    with _interruptible(argv, Ranks()), _served_engine(a, task, settings, run) as engine:
+        target = served_run(run, engine, task, a.out, settings.decoding)
+        requests = target.path / "samples" / ".requests.jsonl"  # in which the replies are recorded
+        with lock(target.path), JsonlLog(requests) as engine.endpoint.log:
+            summary = evaluate_served(task, engine, run, suites, settings, target)
+            requests.unlink()
+    print(markdown_table(summary))
+    where = ", ".join(str(target.samples(suite.name)) for suite in suites)
+    worse = _print_gate(task, [target], reference, a.against, a.alpha) if reference else 0
+    print(f"results: {where}; {task.headline} {summary[-1][task.headline]}")
+    _exit_if_worse(a, worse)
+
 # %% ../../nbs/03_batched_eval.ipynb #main
 @command
 def main(argv=None):
     "Evaluate base and fine-tuned models on prompt suites."
     a = _parser().parse_args(argv)
+    if a.endpoint or a.engine != "own":
+        return _main_served(a, argv)
+    if not a.run_dir:
+        raise UserError("the following arguments are required: --run_dir", "command line", "or ask an --endpoint")
     runs = [open_evaluable(path) for path in a.run_dir]
     task = load_schema_task(a.schema) if a.schema else shared_task([run for run, _ in runs])
     suites = _load_suites(a.prompts, task)
@@ -738,9 +916,7 @@ def main(argv=None):
         print(markdown_table(summary))
         worse = _print_gate(task, folders, reference, a.against, a.alpha) if reference else 0
         print(f"results: {where}; {task.name}: {task.headline} {summary[-1][task.headline]}")
-        if a.fail_if_worse and worse:
-            print(f"{worse} rates are significantly worse than in {a.against}", file=sys.stderr)
-            sys.exit(1)
+        _exit_if_worse(a, worse)
 
 # %% ../../nbs/03_batched_eval.ipynb #run-main
 #| eval: false
