@@ -981,7 +981,7 @@ def _verify_whole(version: Published) -> Iterator[str]:
 
 # %% ../nbs/01_data.ipynb #verify-stretches
 def _reached(checkpoints: Sequence[dict], chosen: Sequence[int], absent: Sequence[str]) -> list[int]:
-    "Return the chosen stretches before which no row is missing: of an absent split all is built, or nothing follows it."
+    "Return the chosen stretches before which no row is missing: of an absent split all is built, or nothing follows."
     kept = set(chosen)
     missing = [i for i, checkpoint in enumerate(checkpoints) if checkpoint["split"] in absent and i not in kept]
     return [i for i in chosen if not missing or i < missing[0]]

@@ -33,8 +33,8 @@ from pocketguide.contract.task import (
     grounded_limit,
     load_schema_task,
     load_task,
-    run_task,
     pick_decoding,
+    run_task,
     shared_task,
 )
 from ..core.cli import Parser, add_shared, command, positive_int

@@ -142,7 +142,7 @@ def _completed(entry: object, payload_type: str, where: str) -> dict:
 
 
 def read_entries(path: Path) -> list[tuple[str, dict]]:
-    "Return (payload type, entry) of every entry of a YAML file of the library's format. `UserError` with file and entry."
+    "Return (payload type, entry) of every entry of a YAML file in the library's format. `UserError` with the entry."
     payload_type = _FILES[path.stem]
     try:
         found = yaml.safe_load(read_text(path, "file of entries"))
@@ -213,7 +213,7 @@ class OwnGuide:
 def best(self: OwnGuide, question: str, payload_type: str) -> tuple[str, dict] | None:
     """Return the payload type and the entry that answer a question, or None if no entry comes near.
 
-    A procedure serves a question for a checklist; otherwise the entry decides. An itinerary is never answered by an entry."""
+    A procedure serves a question for a checklist; otherwise the entry decides. No entry answers for an itinerary."""
     if payload_type == "itinerary" or not self.entries:
         return None
     scores = self.scores(question)
