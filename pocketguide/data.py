@@ -832,6 +832,7 @@ def build(
     plan: Plan | None = None,
     suites_folder: str | Path | None = None,
     parts: int | None = None,  # stretches of each split, with a checkpoint after each; default: 1, or 10 if it is large
+    recorded: dict | None = None,  # see `recorded_places`
 ) -> DatasetVersion:
     """Build a version and check it, all in memory.
 
@@ -841,6 +842,7 @@ def build(
     if plan.grounded:
         return _build_alone(plan, content, suites_folder)
     builder = Builder(plan, load_library(content, plan.layers))
+    builder.recorded = recorded or {}
     parts = parts or (STRETCHES if max(plan.records.values()) >= 1000 and not plan.suites else 1)
     log, checkpoints = Checkpoints(builder), []
 
@@ -970,10 +972,17 @@ def stretch_difference(
     return None if same else f"a row of {split} {numbers.start} to {numbers.stop - 1}"
 
 
-def _verify_whole(version: Published) -> Iterator[str]:
-    "Build a version without checkpoints again, all of it; yield one line for each of its files."
-    built = build(version.plan.version, version.content, version.plan)
+def _verify_whole(version: Published, suites_folder: str | Path | None) -> Iterator[str]:
+    "Build a version without checkpoints again, all of it; yield one line for each of its files, kept or not."
+    plan, recorded = version.plan, recorded_places(version.folder)
+    built = build(plan.version, version.content, plan, suites_folder if plan.forms else None, recorded=recorded)
     for name, text in built.files.items():
+        entry = version.manifest["files"][name]
+        if not packed(version.folder / name).exists():
+            if _sha256(text) != entry["sha256"]:
+                raise version.difference(name, "a row")
+            yield f"{name}: {entry['rows']} rows with the hash that was published"
+            continue
         published = read_jsonl(version.folder / name)
         if row_id := _first_difference([json.loads(line) for line in text.splitlines()], published):
             raise version.difference(name, row_id)
@@ -1039,7 +1048,7 @@ def verify(
 ) -> Iterator[str]:
     """Check a seeded share of a published version; yield one line for each part that is as published.
 
-    A version without checkpoints (v2) is built again whole. `UserError` names the first row or file that differs."""
+    A version without checkpoints (v2, v3) is built again whole. `UserError` names what differs first."""
     plan, folder = plan or plan_of(version), Path(data) / version
     published = Published(folder, plan, content, read_json(folder / "manifest.json", kind="manifest"))
     published.check_files()
@@ -1049,7 +1058,7 @@ def verify(
     elif packed(folder / "checkpoints.jsonl").exists():
         yield from _verify_stretches(published, suites_folder, share, seed)
     else:
-        yield from _verify_whole(published)
+        yield from _verify_whole(published, suites_folder)
 
 # %% ../nbs/01_data.ipynb #parser
 def _share(text: str) -> float:

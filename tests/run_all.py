@@ -190,6 +190,12 @@ def commands() -> str | None:
     return failed(FORKS.run(ROOT / "tests/commands.py"))
 
 
+def examples() -> str | None:
+    "Check the example of a guide, and say again how often the fields of the example's bug reports are right."
+    lint = python("-m", "pocketguide.travel.own_guide", "examples/hotel_guide", "--lint")
+    return failed(lint) or failed(python("examples/bug_reports/fields.py"))
+
+
 def fuzz() -> str | None:
     "Put random schemas and texts through prompt, grammar and judging, and walk through the grammars of answers."
     return failed(FORKS.run(ROOT / "tests/fuzz_schemas.py")) or failed(FORKS.run(ROOT / "tests/fuzz_grounding.py"))
@@ -199,7 +205,7 @@ def jobs(slow: bool) -> dict[str, Callable[[], str | None]]:
     "Return every job by name."
     notebooks = sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
     named = {str(p.relative_to(ROOT)): lambda p=p: notebook(p, slow) for p in notebooks}
-    checks = (lint, architecture, drift, dataset, commands, fuzz, wheel, lab, page, app_page)
+    checks = (lint, architecture, drift, dataset, commands, examples, fuzz, wheel, lab, page, app_page)
     return named | {check.__name__: check for check in checks}
 
 
