@@ -2,8 +2,8 @@
 
     python examples/bug_reports/fields.py [RESULTS ...]      # folders with base_outputs.jsonl and finetuned_outputs.jsonl
 
-A fixed word (product, severity, operating system, frequency) is right if it is the written one. A copied text (version, device,
-rate, name of a file) is grounded if it stands in the message: a valid answer may still be invented.
+A fixed word (product, severity, operating system, frequency) is right if it is the written one. A copied text (version,
+device, rate, name of a file) is grounded if it stands in the message: a valid answer may still be invented.
 """
 
 import sys
