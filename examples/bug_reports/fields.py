@@ -1,6 +1,6 @@
 """Say how often each field of the bug reports is right: examples/bug_reports/results, or the results of a run of yours.
 
-    python examples/bug_reports/fields.py [RESULTS ...]      # folders with base_outputs.jsonl and finetuned_outputs.jsonl
+    python examples/bug_reports/fields.py [RESULTS ...]    # folders of base_outputs.jsonl and finetuned_outputs.jsonl
 
 A fixed word (product, severity, operating system, frequency) is right if it is the written one. A copied text (version,
 device, rate, name of a file) is grounded if it stands in the message: a valid answer may still be invented.
