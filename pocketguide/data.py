@@ -11,7 +11,6 @@ __all__ = ['LABELS', 'LEAK', 'PLANS', 'FACT_PACKAGES', 'STRETCHES', 'ALONE', 'ta
            'build', 'write', 'choose_stretches', 'Published', 'verify', 'main']
 
 # %% ../nbs/01_data.ipynb #imports
-import argparse
 import hashlib
 import json
 import multiprocessing
@@ -30,7 +29,7 @@ import numpy as np
 from fastcore.basics import patch
 from tqdm import tqdm
 
-from .core.cli import Parser, command
+from .core.cli import Parser, command, number_type
 from .core.errors import UserError, nearest
 from pocketguide.core.files import (
     dump_row,
@@ -45,7 +44,7 @@ from pocketguide.core.files import (
 from .travel.compose import compose_response
 from .travel.constraints import constraints_met
 from .travel.contract import PAYLOAD_TYPES, check, serialize
-from .travel.draws import answer_problem, draw_answer, library_questions
+from .travel.draws import answer_problem, draw_answer, library_questions, unclean_texts
 from .travel.facts import Facts, facts_for
 from .travel.grounding import entry_named
 from .travel.library import library_hash, load_library, pick_some, walk
@@ -279,9 +278,6 @@ def _itinerary_faults(payload: dict, days: int) -> Iterator[str]:
         yield "two currencies"
 
 # %% ../nbs/01_data.ipynb #faults
-_UNCLEAN = re.compile(r"[{}]|\.\.|  |\ufffd|^\s|\s$| [,.;]|\bNone\b")  # left-over placeholders and bad seams
-
-
 def _content_faults(row: dict, longest: int) -> Iterator[str]:
     "Yield what is wrong with an answer that keeps the contract."
     response, payload = row["response"], row["response"]["payload"]
@@ -291,9 +287,7 @@ def _content_faults(row: dict, longest: int) -> Iterator[str]:
     for text in (response["summary"], payload["title"]):
         if row["destination"].lower() not in text.lower():
             yield f"{text!r} does not name {row['destination']}"
-    for path, leaf in walk(response):
-        if isinstance(leaf, str) and (_UNCLEAN.search(leaf) or not leaf.isprintable()):
-            yield f"{'.'.join(map(str, path))} reads {leaf!r}"
+    yield from unclean_texts(response)
     groups = payload.get("groups", [])
     if groups and not (len(groups) >= 2 and 6 <= sum(len(group["items"]) for group in groups) <= 16):
         yield "a list has two groups or more and six to sixteen items"
@@ -989,13 +983,6 @@ def _verify_whole(version: Published, suites_folder: str | Path | None) -> Itera
         yield f"{name}: all {len(published)} rows as published"
 
 # %% ../nbs/01_data.ipynb #verify-stretches
-def _reached(checkpoints: Sequence[dict], chosen: Sequence[int], absent: Sequence[str]) -> list[int]:
-    "Return the chosen stretches before which no row is missing: of an absent split all is built, or nothing follows."
-    kept = set(chosen)
-    missing = [i for i, checkpoint in enumerate(checkpoints) if checkpoint["split"] in absent and i not in kept]
-    return [i for i in chosen if not missing or i < missing[0]]
-
-
 def _verify_stretches(version: Published, suites_folder: str | Path | None, share: float, seed) -> Iterator[str]:
     "Build the chosen stretches again; yield one line for each."
     plan, folder = version.plan, version.folder
@@ -1004,7 +991,7 @@ def _verify_stretches(version: Published, suites_folder: str | Path | None, shar
     published = {split: read_jsonl(folder / f"{split}.jsonl", unique="id") for split in kept}
     apart = [*_read_suites(suites_folder).values(), *(published[s] for s in plan.records if s != "train")]
     checkpoints = read_jsonl(folder / "checkpoints.jsonl")
-    chosen = _reached(checkpoints, choose_stretches(checkpoints, share, seed, version.absent), version.absent)
+    chosen = choose_stretches(checkpoints, share, seed, version.absent)
     builder = Builder(plan, load_library(version.content, plan.layers))
     builder.recorded = recorded_places(folder)
     log = Checkpoints(builder)
@@ -1061,15 +1048,7 @@ def verify(
         yield from _verify_whole(published, suites_folder)
 
 # %% ../nbs/01_data.ipynb #parser
-def _share(text: str) -> float:
-    "Return a share given on the command line: more than 0, at most 1."
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0 and up to 1")
-    return value
+_share = number_type(lambda value: 0 < value <= 1, "not a number above 0 and up to 1")
 
 
 def _parser() -> Parser:

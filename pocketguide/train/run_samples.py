@@ -37,7 +37,7 @@ from pocketguide.contract.task import (
     run_task,
     shared_task,
 )
-from ..core.cli import Parser, add_shared, command, positive_int
+from ..core.cli import Parser, add_shared, command, number_type, positive_int
 from ..core.config import Config, dump_config
 from ..core.errors import UserError
 from pocketguide.core.files import (
@@ -721,6 +721,9 @@ _HELP = {
 }
 
 
+_probability = number_type(lambda value: 0 < value < 1, "no number between 0 and 1")
+
+
 def _parser() -> Parser:
     p = Parser(prog="pocketguide.train.run_samples", description=_DESCRIPTION)
     add_shared(p, "run_dir", nargs="+", help=_HELP["run_dir"])
@@ -744,17 +747,6 @@ def _parser() -> Parser:
     p.add_argument("--base_model", metavar="NAME", default="", help=_HELP["base_model"])
     add_shared(p, "quiet")
     return p
-
-
-def _probability(text: str) -> float:
-    "Parse a number between 0 and 1 (an argparse type)."
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number between 0 and 1")
-    return value
 
 # %% ../../nbs/03_batched_eval.ipynb #read-arguments
 def _settings(a: argparse.Namespace, task: Task) -> EvalSettings:
