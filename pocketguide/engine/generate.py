@@ -536,6 +536,77 @@ def continue_prompts(self: Engine, prompts: list[list[int]], max_new_tokens: int
     free = {"max_new_tokens": max_new_tokens, "grammar": None, "stop_on_json": False, "cuda_graphs": False}
     return [self.text(c).strip() for c in self.generate(prompts, **free)]
 
+# %% ../../nbs/engine/11_generate.ipynb #log-likelihoods
+@patch
+@torch.inference_mode()
+def log_likelihoods(self: Engine, prompts: list[list[int]], endings: list[list[list[int]]]) -> list[list[float]]:
+    """Return the log-likelihood of each of a prompt's `endings` (token ids) as its whole answer, (prompts, endings).
+
+    The end of the turn counts too. A prompt and its endings are read in one pass; of a too long prompt the end is read.
+    """
+    room = self.max_length or sys.maxsize
+    endings = [[[*ending, self.tokenizer.eos_token_id] for ending in own] for own in endings]
+    prompts = [p[-(room - sum(map(len, own))) :] for p, own in zip(prompts, endings)]
+    if not static_positions(self.model.config):  # a family that may not take a mask of ours
+        return [[self._log_likelihood(p, ending) for ending in own] for p, own in zip(prompts, endings)]
+    order, found = sorted(range(len(prompts)), key=lambda i: len(prompts[i])), {}
+    longest = max((len(p) + sum(map(len, own)) for p, own in zip(prompts, endings)), default=1)
+    size = min(16, prefill_rows(self.model, longest))
+    for start in range(0, len(order), size):
+        some = order[start : start + size]
+        found.update(zip(some, self._packed_likelihoods([(prompts[i], endings[i]) for i in some])))
+    return [found[i] for i in range(len(prompts))]
+
+
+@patch
+def _log_likelihood(self: Engine, prompt: list[int], ending: list[int]) -> float:
+    "Return the log-likelihood of one ending, by a pass of its own."
+    ids = torch.tensor([prompt + ending], device=self.device)
+    logits = self.model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1].float()
+    return float(logits.log_softmax(-1).gather(1, ids[0, len(prompt) :, None]).sum())
+
+# %% ../../nbs/engine/11_generate.ipynb #packed-likelihoods
+def _pad(rows: list[list[int]], value: int) -> torch.Tensor:
+    "Return rows of unequal length as a tensor, padded on the right."
+    return torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], True, value)
+
+
+def _predicting(start: int, endings: list[list[int]]) -> list[int]:
+    "Return the position that predicts each token of `endings`, which follow each other from `start`."
+    found = []
+    for ending in endings:
+        first = start + len(found)
+        found += [start - 1, *range(first, first + len(ending) - 1)]
+    return found
+
+
+@patch
+def _packed_likelihoods(self: Engine, rows: list[tuple[list[int], list[list[int]]]]) -> list[list[float]]:
+    "Return the log-likelihoods of the endings of each (prompt, endings): each ending sees its prompt and itself."
+    ids = _pad([[*p, *(t for ending in own for t in ending)] for p, own in rows], 0).to(self.device)
+    part = _pad([[0] * len(p) + [k for k, ending in enumerate(own, 1) for _ in ending] for p, own in rows], -1)
+    positions = _pad([[*range(len(p)), *(len(p) + i for e in own for i in range(len(e)))] for p, own in rows], 0)
+    seen = (part[:, None, :] == 0) | (part[:, None, :] == part[:, :, None])
+    hidden = ~(seen & torch.ones_like(seen).tril()).to(self.device)
+    mask = torch.zeros(hidden.shape, dtype=self.model.dtype, device=self.device)
+    mask.masked_fill_(hidden, torch.finfo(mask.dtype).min)
+    before = [_predicting(len(p), own) for p, own in rows]
+    kept = sorted({position for row in before for position in row})
+    logits = self.model(
+        input_ids=ids,
+        attention_mask=mask[:, None],
+        position_ids=positions.to(self.device),
+        logits_to_keep=torch.tensor(kept, device=self.device),
+        use_cache=False,
+    ).logits
+    column = {position: i for i, position in enumerate(kept)}
+    found = []
+    for row, (prompt, own) in enumerate(rows):
+        chosen = logits[row, [column[position] for position in before[row]]].float().log_softmax(-1)
+        values = chosen.gather(1, ids[row, len(prompt) : len(prompt) + len(chosen), None])[:, 0]
+        found.append([float(each.sum()) for each in values.split([len(ending) for ending in own])])
+    return found
+
 # %% ../../nbs/engine/11_generate.ipynb #compile-lark
 @patch
 def compile_lark(self: Engine, text: str) -> Grammar:

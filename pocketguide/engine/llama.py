@@ -390,6 +390,28 @@ def first_logits(self: LlamaCpp, prompts: list[list[int]], tokens: list[int]) ->
     self.open(max(map(len, prompts), default=0) + 1)
     return [self._logits(self._unread(ids))[tokens].tolist() for ids in prompts]
 
+# %% ../../nbs/engine/12_llama.ipynb #llama-likelihoods
+@patch
+def log_likelihoods(self: LlamaCpp, prompts: list[list[int]], endings: list[list[list[int]]]) -> list[list[float]]:
+    """Return the log-likelihood of each of a prompt's `endings` (token ids) as its whole answer, (prompts, endings).
+
+    The end of the turn counts too. What endings begin with in common is read once; of a too long prompt the end is
+    read."""
+    found, end = [], self.tokenizer.eos_token_id
+    for prompt, own in zip(prompts, endings):
+        longest = max(map(len, own), default=0) + 1
+        prompt = prompt if self.max_length is None else prompt[longest - self.max_length :]
+        self.open(len(prompt) + longest)
+        starts = sorted({tuple(ending[:i]) for ending in own for i in range(len(ending) + 1)})
+        after = {start: _log_softmax(self._logits(self._unread([*prompt, *start]))) for start in starts}
+        found.append([float(sum(after[tuple(e[:i])][t] for i, t in enumerate([*e, end]))) for e in own])
+    return found
+
+
+def _log_softmax(logits: np.ndarray) -> np.ndarray:
+    shifted = logits - logits.max(-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+
 # %% ../../nbs/engine/12_llama.ipynb #log-probabilities
 @patch
 def log_probabilities(self: LlamaCpp, prompt: list[int], completion: list[int]) -> np.ndarray:
@@ -399,6 +421,4 @@ def log_probabilities(self: LlamaCpp, prompt: list[int], completion: list[int]) 
     llm = self.open(len(prompt) + len(completion), all_logits=True)
     llm.reset()
     llm.eval(prompt + completion)
-    logits = llm.scores[len(prompt) - 1 : len(prompt) + len(completion) - 1]
-    shifted = logits - logits.max(-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    return _log_softmax(llm.scores[len(prompt) - 1 : len(prompt) + len(completion) - 1])

@@ -436,6 +436,14 @@ def first_logits(self: Remote, prompts: list[list[int]], tokens: list[int]) -> l
     begins = [re.sub(r"^\W+", "", text).lower()[:1] for text in self.continue_prompts(prompts, 8)]
     return [[0.0 if chr(token).lower() == first else -30.0 for token in tokens] for first in begins]
 
+
+@patch
+def log_likelihoods(self: Remote, prompts: list[list[int]], endings: list[list[list[int]]]) -> list[list[float]]:
+    "Return which of a prompt's `endings` the model's reply is, by letter case and marks apart: 0, else -30."
+    replies = [re.sub(r"[^\w -]", "", text).strip().lower() for text in self.continue_prompts(prompts, 16)]
+    texts = [[self.tokenizer.decode(ending).lower() for ending in own] for own in endings]
+    return [[0.0 if text == reply else -30.0 for text in own] for reply, own in zip(replies, texts)]
+
 # %% ../../nbs/engine/13_remote.ipynb #remote-use
 @patch
 def use(self: Remote, run: Run | None) -> dict:

@@ -8,12 +8,11 @@ __all__ = ['understand', 'sight_sources']
 # %% ../../nbs/ship/07_understanding.ipynb #imports
 from collections.abc import Iterator
 
-from ..travel.grounding import content_folder, entry_named, guide_library
+from ..travel.grounding import content_folder, entry_named, guide_library, ranked_entries
 from ..travel.library import GENERAL_PREFIX
 from ..travel.places import Found, english_name, find_place, unrecognised_place
 from ..travel.prompts import Classification
 from ..travel.reading import Finding, read_question
-from ..travel.retrieve import Retriever
 from ..travel.sights import sights_of
 
 # %% ../../nbs/ship/07_understanding.ipynb #place
@@ -60,8 +59,7 @@ def _entry(question: str, shown: Classification, recognised: Classification | No
     kinds = [k for k in (shown.payload_type, "procedure") if entry_named(library, k, entry_id)]
     if not kinds:
         return {"name": "nothing that fits: it says whom to ask", "probability": None, "covered": False}
-    vote = recognised.topic.strip().replace(" ", "-") if recognised else ""
-    ranked = {c.entry_id: c.probability for c in Retriever.load().rank(question, kinds[0], vote)}
+    ranked = {c.entry_id: c.probability for c in ranked_entries(question, kinds[0], recognised)}
     general = entry_id.startswith(GENERAL_PREFIX)
     name = f"general advice ({shown.topic.removeprefix(GENERAL_PREFIX.replace('-', ' '))})" if general else shown.topic
     return {"name": name, "probability": None if general else ranked.get(entry_id), "covered": not general}

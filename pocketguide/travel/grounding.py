@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['LAYERS', 'NOT_COVERED_PREFIX', 'content_folder', 'guide_library', 'entry_named', 'party_of', 'window_of',
            'request_of', 'values_of', 'Author', 'place_notes', 'as_checklist', 'serious_subject', 'not_covered_entry',
-           'author_of', 'answer_grammar', 'entry_for', 'ground_question', 'ground_questions', 'with_material']
+           'author_of', 'answer_grammar', 'entry_for', 'likely_topics', 'ranked_entries', 'ground_question',
+           'ground_questions', 'with_material']
 
 # %% ../../nbs/travel/14_grounding.ipynb #imports
 import re
@@ -35,10 +36,10 @@ from .day_plan import Item, Slot, plan_days
 from .facts import Facts
 from .library import GENERAL_PREFIX, entries_of, fill, load_library
 from .places import english_name, find_place, unrecognised_place
-from .prompts import Classification
+from .prompts import Classification, topic_likelihoods
 from .questions import BEFOREHAND, Request, is_tropical, unwanted_pattern
 from .reading import Reading, read_question
-from .retrieve import FITS, SERIOUS_FITS, Retriever
+from .retrieve import ASKED, FITS, SERIOUS_FITS, Candidate, Retriever
 
 # %% ../../nbs/travel/14_grounding.ipynb #guide-library
 LAYERS = ("v2", "v3", "v4", "v5")  # of the library that grounded answers are written from
@@ -786,11 +787,38 @@ def _crossed(library: dict, payload_type: str, entry_id: str) -> dict | None:
     return None if _general(situation) else as_checklist(situation)
 
 # %% ../../nbs/travel/14_grounding.ipynb #ground-questions
-def _entry_ids(question: str, payload_type: str, topic: str) -> list[str]:
-    "Return the id of the entry that answers, if one is likely enough; `topic` is the model's own choice."
-    vote = topic.strip().replace(" ", "-")
+def likely_topics(engine, questions: Sequence[str], found: Sequence[Classification]) -> list[Classification]:
+    "Return the classifications with the topic that comes first, and how likely the model finds those that may."
+    retriever = Retriever.load()
+    ranked = [
+        retriever.rank(q, c.payload_type)[:ASKED] if c.payload_type in retriever.ids else []
+        for q, c in zip(questions, found)
+    ]
+    topics = [[candidate.entry_id.replace("-", " ") for candidate in own] for own in ranked]
+    likelihoods = topic_likelihoods(engine, questions, [c.payload_type for c in found], topics)
+    asked = [c._replace(likelihoods=tuple(zip(t, values))) for c, t, values in zip(found, topics, likelihoods)]
+    return [
+        c._replace(topic=ranked_entries(q, c.payload_type, c)[0].entry_id.replace("-", " ")) if c.likelihoods else c
+        for q, c in zip(questions, asked)
+    ]
+
+
+def _said(classification: Classification | None) -> dict:
+    "Return what the model said about the entry, as `Retriever.rank` takes it."
+    if classification and classification.likelihoods:
+        return {"likelihoods": {topic.replace(" ", "-"): value for topic, value in classification.likelihoods}}
+    return {"vote": classification.topic.strip().replace(" ", "-")} if classification else {}
+
+
+def ranked_entries(question: str, payload_type: str, classification: Classification | None) -> list[Candidate]:
+    "Return the entries of a payload type, most probable first, given what the model said."
+    return Retriever.load().rank(question, payload_type, **_said(classification))
+
+
+def _entry_ids(question: str, payload_type: str, classification: Classification | None) -> list[str]:
+    "Return the id of the entry that answers, if one is likely enough."
     least = SERIOUS_FITS if serious_subject(question) else FITS
-    found = Retriever.load().best(question, payload_type, vote, least=least)
+    found = Retriever.load().best(question, payload_type, least=least, **_said(classification))
     return [found.entry_id] if found else []
 
 
@@ -809,7 +837,7 @@ def _recognised(
         payload_type, entry = found
         shown = classification and classification._replace(payload_type=payload_type, topic=_topic(entry, topic))
         return shown, author_of(text, payload_type, entry, library)
-    ids = _entry_ids(text, payload_type, topic) if payload_type != "itinerary" else []
+    ids = _entry_ids(text, payload_type, classification) if payload_type != "itinerary" else []
     entry = entry_for(text, payload_type, ids, library)
     shown = classification and classification._replace(topic=_topic(entry, topic))
     return shown, author_of(text, payload_type, entry, library)

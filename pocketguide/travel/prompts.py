@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PAYLOAD_TYPE_USES', 'TOPIC_TOKENS', 'contract_prompt', 'payload_type_prompt', 'topic_prompt', 'classification_line',
-           'Classification', 'classify_topics', 'classify', 'fixed_holidays', 'namesakes', 'facts_block',
-           'question_facts', 'place_facts', 'constraints_line', 'PromptOptions', 'user_message', 'question_messages',
-           'training_row', 'topic_of', 'payload_type_row', 'topic_row']
+           'Classification', 'topic_likelihoods', 'classify_topics', 'classify', 'fixed_holidays', 'namesakes',
+           'facts_block', 'question_facts', 'place_facts', 'constraints_line', 'PromptOptions', 'user_message',
+           'question_messages', 'training_row', 'topic_of', 'payload_type_row', 'topic_row']
 
 # %% ../../nbs/travel/09_prompts.ipynb #imports
 import re
@@ -79,9 +79,25 @@ class Classification(NamedTuple):
     topic: str = ""  # in the model's words; empty if it was not asked, or for itineraries, which have none
     probabilities: tuple[float, ...] = ()  # of all of `PAYLOAD_TYPES`, in order; empty if the model was not asked
     material: str = ""  # what the library says of it, if prompts show that
+    likelihoods: tuple[tuple[str, float], ...] = ()  # of topics that come into question: the log-likelihood of each
 
 # %% ../../nbs/travel/09_prompts.ipynb #classify
 TOPIC_TOKENS = 16  # the token limit of a topic
+
+
+def topic_likelihoods(
+    engine,  # has `tokenizer` and `log_likelihoods`
+    questions: Sequence[str],
+    payload_types: Sequence[str],
+    topics: Sequence[Sequence[str]],  # of each question, none if its payload type has no topics
+) -> list[list[float]]:
+    "Return how likely the model finds each of a question's `topics` as what it is about: log-likelihoods."
+    asked = [i for i, own in enumerate(topics) if own]
+    chats = [(chat_messages(questions[i], topic_prompt(payload_types[i])), None) for i in asked]
+    prompts = [ids for ids, _ in encode_chats(engine.tokenizer, chats)]
+    endings = [[engine.tokenizer(t, add_special_tokens=False)["input_ids"] for t in topics[i]] for i in asked]
+    found = dict(zip(asked, engine.log_likelihoods(prompts, endings)))
+    return [found.get(i, []) for i in range(len(questions))]
 
 
 def classify_topics(engine, questions: Sequence[str], payload_types: Sequence[str]) -> list[str]:

@@ -190,7 +190,12 @@ def classify(
     "Return the payload type (or take the given one) and the topic of each question; None if prompts show neither."
     if not options.payload_type:
         return [None] * len(questions)
-    return classify_questions(engine, [q["prompt"] for q in questions], options.topic, payload_type)
+    asked = [q["prompt"] for q in questions]
+    if not options.material:
+        return classify_questions(engine, asked, options.topic, payload_type)
+    from pocketguide.travel.grounding import likely_topics  # only here: the library and its classifier are large
+
+    return likely_topics(engine, asked, classify_questions(engine, asked, payload_type=payload_type))
 
 
 @patch
