@@ -80,6 +80,7 @@ FILES = ("destinations", "prompts", "constraints", "situations", "choices", "che
 MESSAGE_FILES = (  # whole messages of travellers; later layers may have them
     "tellings",
     "tellings_more",
+    "tellings_further",
     "tellings_situations",
     "tellings_themes",
     "tellings_choices",
