@@ -190,10 +190,10 @@ class Candidate:
 
 VOTE = 3.0  # added to the log odds of the entry that the language model itself would choose
 LIKELIHOOD = 0.5  # what its log-likelihood of an entry's name counts beside the log odds, where it was asked
-ASKED = 8  # entries whose names it is asked about, the most probable ones
+ASKED = 16  # entries whose names it is asked about, the most probable ones
 GENERAL = -4.0  # added to those of a general entry: it answers only where no other comes near
-FITS, CROSSES = 0.2, 0.9  # least probability of an entry that is offered, of the asked and of another payload type
-SERIOUS_FITS = 0.25  # of one that answers a question of health, danger or law: in doubt, none
+FITS, CROSSES = 0.3, 0.9  # least probability of an entry that is offered, of the asked and of another payload type
+SERIOUS_FITS = 0.4  # of one that answers a question of health, danger or law: in doubt, none
 FILE = "retriever.bin.xz"
 HOW = "train it: python3 -m pocketguide.travel.retrieve --train"
 
