@@ -1,4 +1,4 @@
-"""Tune a tiny run of the bug reports by GRPO: what the checks reward, and that a run, its answers and the test come out.
+"""Tune a tiny run of the bug reports by GRPO: what the checks reward, and that run, answers and test come out.
 
 python tests/grpo.py
 

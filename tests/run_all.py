@@ -196,6 +196,14 @@ def examples() -> str | None:
     return failed(lint) or failed(python("examples/bug_reports/fields.py"))
 
 
+def grpo() -> str | None:
+    "Tune a tiny model of the bug reports by GRPO; says so if TRL is not installed."
+    code, output = FORKS.run(ROOT / "tests/grpo.py")
+    if not code and "skipped" in output:
+        print(output.strip().splitlines()[-1])
+    return failed((code, output))
+
+
 def fuzz() -> str | None:
     "Put random schemas and texts through prompt, grammar and judging, and walk through the grammars of answers."
     return failed(FORKS.run(ROOT / "tests/fuzz_schemas.py")) or failed(FORKS.run(ROOT / "tests/fuzz_grounding.py"))
@@ -205,7 +213,7 @@ def jobs(slow: bool) -> dict[str, Callable[[], str | None]]:
     "Return every job by name."
     notebooks = sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
     named = {str(p.relative_to(ROOT)): lambda p=p: notebook(p, slow) for p in notebooks}
-    checks = (lint, architecture, drift, dataset, commands, examples, fuzz, wheel, lab, page, app_page)
+    checks = (lint, architecture, drift, dataset, commands, examples, grpo, fuzz, wheel, lab, page, app_page)
     return named | {check.__name__: check for check in checks}
 
 

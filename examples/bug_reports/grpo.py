@@ -2,8 +2,8 @@
 
     python examples/bug_reports/grpo.py --run_dir bugs/runs/<RUN_ID> --prompts bugs/test.jsonl
 
-The run has to be trained, and evaluated on the suite (README). The new run stands beside it, with `grpo.json`: settings,
-the rewards step by step, and the test of every rate. Needs TRL: pip install "pocketguide[grpo]"
+The run has to be trained, and evaluated on the suite (README). The new run stands beside it, with `grpo.json`:
+settings, the rewards step by step, and the test of every rate. Needs TRL: pip install "pocketguide[grpo]"
 """
 
 import dataclasses
@@ -50,7 +50,7 @@ def share_equal(report: dict, written: dict, message: str) -> float:
 
 
 def overlap(report: dict, written: dict, message: str) -> float:
-    """Return how far the copied texts are the written ones: those in both, of those in one of them; 1 if there are none.
+    """Return how far the copied texts are the written ones: those in both, of those in one of them; of none, 1.
 
     One that does not stand in the message counts against it, and so does leaving one out: else silence would pay."""
     found, wanted = set(copied(report)), set(copied(written))
@@ -134,12 +134,15 @@ def tuned_further(sft: Run, task: Task, settings: dict) -> Run:
     task.save_contract(run)
     run.update_meta(task={"name": task.name, "schema_hash": task.schema_hash}, tuned_from=sft.run_id)
     trainer, began = make_trainer(sft, task, settings, run.path / "checkpoints"), time.perf_counter()
-    trainer.train()
+    with quiet_peft():
+        trainer.train()
     seconds = round(time.perf_counter() - began, 1)
     if "ref" in trainer.model.peft_config:  # TRL's copy of the tuned adapter, from which the divergence is measured
         trainer.model.delete_adapter("ref")
     save_adapter(trainer.model, run.adapter)
-    log = [{k: round(v, 5) for k, v in row.items() if is_told(k)} for row in trainer.state.log_history if "reward" in row]
+    log = [
+        {k: round(v, 5) for k, v in row.items() if is_told(k)} for row in trainer.state.log_history if "reward" in row
+    ]
     result = {"settings": settings, "versions": versions(), "device": str(trainer.model.device), "seconds": seconds}
     write_json(run.path / "grpo.json", {**result, "steps": trainer.state.global_step, "log": log})
     return run
