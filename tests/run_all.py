@@ -211,7 +211,8 @@ def fuzz() -> str | None:
 
 def jobs(slow: bool) -> dict[str, Callable[[], str | None]]:
     "Return every job by name."
-    notebooks = sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
+    found = [p for folder in ("nbs", "examples") for p in sorted((ROOT / folder).rglob("*.ipynb"))]
+    notebooks = [p for p in found if ".ipynb_checkpoints" not in p.parts]
     named = {str(p.relative_to(ROOT)): lambda p=p: notebook(p, slow) for p in notebooks}
     checks = (lint, architecture, drift, dataset, commands, examples, grpo, fuzz, wheel, lab, page, app_page)
     return named | {check.__name__: check for check in checks}

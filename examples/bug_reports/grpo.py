@@ -17,7 +17,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent.parent)]
 
 import yaml
-from fields import FIXED, copied
+from fields import FIXED, copied, field_rates
 from transformers import PrinterCallback, TrainerCallback
 
 from pocketguide.contract.gate import compare_rates, gate_rows, read_reference
@@ -152,20 +152,6 @@ def is_told(key: str) -> bool:
     "Return True for what `grpo.json` keeps of TRL's log."
     named = ("reward", "reward_std", "frac_reward_zero_std", "kl", "step_time", "completions/mean_length")
     return key in named or (key.startswith("rewards/") and key.endswith("/mean"))
-
-
-def field_rates(written: dict[str, dict]) -> dict[str, Callable[[dict], bool]]:
-    "Return the rates of a report's content; `written` has the written report to each message."
-
-    def right(value: Callable) -> Callable[[dict], bool]:
-        return lambda row: row["schema_valid"] and value(row["parsed_json"]) == value(written[row["prompt"]])
-
-    def is_grounded(row: dict) -> bool:
-        return row["schema_valid"] and all(text in row["prompt"] for text in copied(row["parsed_json"]))
-
-    same_texts = right(lambda report: set(copied(report)))
-    fields = {field: right(value) for field, value in FIXED.items()}
-    return {**fields, "nothing invented": is_grounded, "copied texts as written": same_texts}
 
 
 def compare_answers(sft: Run, run: Run, task: Task, suite: run_samples.Suite) -> list[dict]:
