@@ -89,8 +89,8 @@ def check_prompts(run) -> None:
 def check_training(run) -> None:
     "Check that two steps change the adapter, and what is written."
     settings = yaml.safe_load((EXAMPLE / "grpo.yaml").read_text())
-    small = {"max_steps": 2, "num_generations": 2, "per_device_train_batch_size": 4, "steps_per_generation": 1}
-    settings["grpo"] |= {**small, "max_completion_length": 6, "warmup_steps": 0}
+    small = {"max_steps": 2, "num_generations": 2, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+    settings["grpo"] |= {**small, "steps_per_generation": 2, "max_completion_length": 6, "warmup_steps": 0}
     Path("grpo.yaml").write_text(yaml.safe_dump(settings | {"max_new_tokens": 8}))
     grpo.reward = letters
     grpo.main(["--run_dir", str(run.path), "--prompts", "bugs/two.jsonl", "--config", "grpo.yaml"])
