@@ -93,6 +93,7 @@ def check_training(run) -> None:
     settings["grpo"] |= {**small, "steps_per_generation": 2, "max_completion_length": 6, "warmup_steps": 0}
     Path("grpo.yaml").write_text(yaml.safe_dump(settings | {"max_new_tokens": 8}))
     grpo.reward = letters
+    write_jsonl("bugs/two.jsonl", read_jsonl("bugs/two.jsonl")[::-1])  # the tuned run's answers are found by their ids
     grpo.main(["--run_dir", str(run.path), "--prompts", "bugs/two.jsonl", "--config", "grpo.yaml"])
     (made,) = Path("bugs/runs").glob("*-grpo")
     result = json.loads((made / "grpo.json").read_text())

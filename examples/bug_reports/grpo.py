@@ -154,9 +154,9 @@ def is_told(key: str) -> bool:
     return key in named or (key.startswith("rewards/") and key.endswith("/mean"))
 
 
-def compare_answers(sft: Run, run: Run, task: Task, suite: run_samples.Suite) -> list[dict]:
-    "Return the paired test of every rate, between the answers of the two runs to the suite."
-    before, after = (read_jsonl(r.samples(suite.name) / "finetuned_outputs.jsonl") for r in (sft, run))
+def compare_answers(before: list[dict], run: Run, task: Task, suite: run_samples.Suite) -> list[dict]:
+    "Return the paired test of every rate, between the tuned run's answers to the suite and those of the new run."
+    after = read_jsonl(run.samples(suite.name) / "finetuned_outputs.jsonl")
     written = {row["prompt"]: row["target"] for row in suite.rows}
     return compare_rates(before, after, {**task.rates, **field_rates(written)})
 
@@ -187,11 +187,12 @@ def main(argv=None) -> None:
     sft, settings = open_run(a.run_dir, adapter=True), read_settings(a.config)
     task = run_task(sft)
     suite = run_samples.load_suite(a.prompts, task)
-    read_reference(sft.path, task, {suite.name: [row["id"] for row in suite.rows]})  # before minutes are spent
+    ids = {suite.name: [row["id"] for row in suite.rows]}
+    before = read_reference(sft.path, task, ids)[suite.name]  # read before minutes are spent
     run = tuned_further(sft, task, settings)
     limit = ["--max_new_tokens", str(settings["max_new_tokens"])]
     run_samples.main(["--run_dir", str(run.path), "--prompts", str(a.prompts), *limit, "--quiet"])
-    tests = compare_answers(sft, run, task, suite)
+    tests = compare_answers(before, run, task, suite)
     path = run.path / "grpo.json"
     write_json(path, {"tuned_from": sft.run_id, "n": len(suite.rows), "tests": tests, **json.loads(path.read_text())})
     print(markdown_table(gate_rows(tests, suite.name, "tuned", "after GRPO")))
