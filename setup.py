@@ -28,7 +28,7 @@ setup(
     install_requires=cfg["requirements"].split(),
     extras_require={
         name: cfg[f"{name}_requirements"].split()
-        for name in ("dev", "constrained", "gguf", "server", "app", "datasets", "endpoint")
+        for name in "dev constrained gguf server app datasets endpoint tensorboard trackio grpo".split()
     },
     zip_safe=False,
 )

@@ -169,6 +169,7 @@ _COMMENTS = {
     "quantization": "of the base model: none, nf4, int8",
     "gradient_checkpointing": "true: less memory, slower",
     "cuda_graphs": "true: faster on a GPU after some hundred steps",
+    "report_to": "none, tensorboard, trackio, wandb, mlflow or litlogger",
 }
 
 # %% ../nbs/train/03_new.ipynb #readme-template

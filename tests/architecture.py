@@ -23,7 +23,7 @@ engine: chat completion prompts models ranks testing fusion adapters static_cach
 travel: contract gazetteer facts places sights constraints reading library prompts questions compose retrieve
 travel: day_plan grounding own_guide measures review task draws
 .: data
-train: microbatch train run_samples sweep
+train: microbatch tracking train run_samples sweep
 .: new
 .: teach failure_analysis
 ship: gguf quantize document html guide ask portfolio understanding service server page serve export

@@ -125,8 +125,12 @@ FORKS = Forks()
 
 
 def notebook(path: Path, slow: bool) -> str | None:
-    "Run the tests of one notebook."
-    return failed(FORKS.run(path, "slow" if slow else "", POCKETGUIDE_SLOW="1" if slow else "0"))
+    "Run the tests of one notebook; repeat what it says that it could not test."
+    code, output = FORKS.run(path, "slow" if slow else "", POCKETGUIDE_SLOW="1" if slow else "0")
+    for line in output.splitlines():
+        if line.startswith("NOT TESTED"):
+            print(f"{path.name}: {line}", flush=True)
+    return failed((code, output))
 
 
 def dataset() -> str | None:
@@ -196,6 +200,14 @@ def examples() -> str | None:
     return failed(lint) or failed(python("examples/bug_reports/fields.py"))
 
 
+def grpo() -> str | None:
+    "Tune a tiny model of the bug reports by GRPO; says so if TRL is not installed."
+    code, output = FORKS.run(ROOT / "tests/grpo.py")
+    if not code and "skipped" in output:
+        print(output.strip().splitlines()[-1])
+    return failed((code, output))
+
+
 def fuzz() -> str | None:
     "Put random schemas and texts through prompt, grammar and judging, and walk through the grammars of answers."
     return failed(FORKS.run(ROOT / "tests/fuzz_schemas.py")) or failed(FORKS.run(ROOT / "tests/fuzz_grounding.py"))
@@ -203,9 +215,10 @@ def fuzz() -> str | None:
 
 def jobs(slow: bool) -> dict[str, Callable[[], str | None]]:
     "Return every job by name."
-    notebooks = sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
+    found = [p for folder in ("nbs", "examples") for p in sorted((ROOT / folder).rglob("*.ipynb"))]
+    notebooks = [p for p in found if ".ipynb_checkpoints" not in p.parts]
     named = {str(p.relative_to(ROOT)): lambda p=p: notebook(p, slow) for p in notebooks}
-    checks = (lint, architecture, drift, dataset, commands, examples, fuzz, wheel, lab, page, app_page)
+    checks = (lint, architecture, drift, dataset, commands, examples, grpo, fuzz, wheel, lab, page, app_page)
     return named | {check.__name__: check for check in checks}
 
 

@@ -7,7 +7,7 @@ device, rate, name of a file) is grounded if it stands in the message: a valid a
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -31,14 +31,26 @@ def copied(report: dict) -> Iterator[str]:
     yield from (attachment["name"] for attachment in report.get("attachments", ()))
 
 
+def field_rates(written: dict[str, dict]) -> dict[str, Callable[[dict], bool]]:
+    "Return the rates of a report's content; `written` has the written report to each message."
+
+    def right(value: Callable) -> Callable[[dict], bool]:
+        return lambda row: row["schema_valid"] and value(row["parsed_json"]) == value(written[row["prompt"]])
+
+    def is_grounded(row: dict) -> bool:
+        return row["schema_valid"] and all(text in row["prompt"] for text in copied(row["parsed_json"]))
+
+    same_texts = right(lambda report: set(copied(report)))
+    fields = {field: right(value) for field, value in FIXED.items()}
+    return {**fields, "nothing invented": is_grounded, "copied texts as written": same_texts}
+
+
 def table_row(name: str, answers: list[dict], written: dict[str, dict]) -> dict:
     "Return the rates of one model's answers: of all for validity and fixed words, of copied texts for those."
     valid = [(row, row["parsed_json"]) for row in answers if row["schema_valid"]]
     n, texts = len(answers), [(text, row["prompt"]) for row, report in valid for text in copied(report)]
-    rates = {"answers": name, "fits the schema": rate_text(len(valid), n)}
-    for field, value in FIXED.items():
-        right = sum(value(report) == value(written[row["prompt"]]) for row, report in valid)
-        rates[field] = rate_text(right, n)
+    rates, right = {"answers": name, "fits the schema": rate_text(len(valid), n)}, field_rates(written)
+    rates |= {field: rate_text(sum(map(right[field], answers)), n) for field in FIXED}
     grounded = sum(text in prompt for text, prompt in texts)
     return {**rates, "copied texts in the message": rate_text(grounded, len(texts)) if texts else "none"}
 

@@ -116,6 +116,9 @@ class RuntimeConfig:
     # On a GPU: record a forward and backward pass of each shape once as a CUDA graph and replay it, which saves the
     # time of launching kernels
     cuda_graphs: bool = False
+    # Also report losses, valid answers and a table of answers to a tracker: none, tensorboard, trackio, wandb, mlflow,
+    # litlogger (train.tracking)
+    report_to: str = "none"
 
 # %% ../../nbs/core/04_config.ipynb #config
 @dataclass(frozen=True)
@@ -206,6 +209,7 @@ _CHOICES = {
     "runtime.dtype": DTYPES,
     "runtime.quantization": ("none", "nf4", "int8"),
     "runtime.layout": ("auto", "packed", "padded"),
+    "runtime.report_to": ("none", "tensorboard", "trackio", "wandb", "mlflow", "litlogger"),
     "training.lr_scheduler": ("cosine", "linear", "constant", "constant_with_warmup"),
     "training.select_best": ("last", "loss", "schema_valid", "semantic_valid"),
 }

@@ -69,6 +69,7 @@ from pocketguide.train.microbatch import (
     split_evenly,
     target_loss,
 )
+from .tracking import Tracker, answer_rows, make_tracker, report_answers, tracking_arguments
 
 with quiet_peft():
     from peft import LoraConfig, get_peft_model
@@ -424,6 +425,7 @@ def training_arguments(cfg: Config, run: Run, device: torch.device, examples: in
     t, cuda = cfg.training, device.type == "cuda"
     steps = t.max_steps or t.num_epochs * math.ceil(examples / t.effective_batch_size)
     chosen = {**_optimisation(cfg, cuda), **_selection(cfg), **_computation(cfg, device)}
+    chosen |= tracking_arguments(cfg.runtime.report_to, run)
     # transformers renamed gradient_checkpointing in 5.20; both names work in the range that this package allows
     with quiet_peft():
         args = TrainingArguments(
@@ -439,7 +441,7 @@ def training_arguments(cfg: Config, run: Run, device: torch.device, examples: in
             remove_unused_columns=False,
             label_names=["labels"],
             prediction_loss_only=True,
-            report_to="none",
+            report_to="none",  # `Tracker` is a callback that the trainer is given
             disable_tqdm=True,
             log_level="error",
             dataloader_pin_memory=cuda,
@@ -605,9 +607,11 @@ class GenerationEval(TrainerCallback):
         options=(),  # what their prompts show, from `task.prompt_options`
         select: int = 0,  # the answers to the first `select` questions choose the epoch
         ranks: Ranks = Ranks(),
+        tracker: Tracker | None = None,  # to which the counts and the first answers are reported
     ):
         self.task, self.log, self.tokenizer, self.questions = task, log, tokenizer, questions
         self.max_new_tokens, self.options, self.select, self.ranks = max_new_tokens, options, select, ranks
+        self.tracker, self.table = tracker, []
         self.selected = (0, 0)  # schema-valid and semantically valid answers to the selecting questions
 
 # %% ../../nbs/02_train.ipynb #generation-eval-epoch
@@ -626,6 +630,8 @@ def on_epoch_end(self: GenerationEval, args, state, control, model=None, **kwarg
         counts |= dict(zip(names, (*self.selected, len(valid[: self.select]))))
     seconds = round(time.perf_counter() - started, 2)
     self.log.append({"step": state.global_step, "epoch": round(state.epoch, 4), **counts, "seconds": seconds})
+    if self.tracker:
+        report_answers(self.tracker, args, state, control, counts, self.table, model)
 
 # %% ../../nbs/02_train.ipynb #generation-eval-answer
 @patch
@@ -634,7 +640,10 @@ def _answer(self: GenerationEval, engine: Engine) -> tuple[list[bool], list[bool
     prompts = build_prompts(self.task, engine, self.questions, self.options)
     mine = range(self.ranks.rank, len(prompts), self.ranks.world)
     completions = engine.generate([prompts[i].token_ids for i in mine])
-    verdicts = [self.task.judge(engine.text(c), self.questions[i], c.finish_reason) for i, c in zip(mine, completions)]
+    texts = [engine.text(c) for c in completions]
+    rated = zip(mine, texts, completions)
+    verdicts = [self.task.judge(text, self.questions[i], c.finish_reason) for i, text, c in rated]
+    self.table = answer_rows([self.questions[i] for i in mine], texts, verdicts) if self.tracker else []
     shares = self.ranks.gather([(v.schema_valid, v.semantic_valid) for v in verdicts])
     found = [shares[i % self.ranks.world][i // self.ranks.world] for i in range(len(prompts))]
     scores = self.task.classification_scores(self.questions, [p.classification for p in prompts], self.options)
@@ -693,9 +702,16 @@ def _stopped_after(checkpoint: Path, patience: int) -> int | None:
 
 # %% ../../nbs/02_train.ipynb #answer-limit
 def _epoch_callbacks(
-    task: Task, cfg: Config, log: RunLog, tokenizer, train_set: SFTDataset, eval_prompts: int, ranks: Ranks
+    task: Task,
+    cfg: Config,
+    log: RunLog,
+    tokenizer,
+    train_set: SFTDataset,
+    eval_prompts: int,
+    ranks: Ranks,
+    tracker: Tracker | None = None,
 ) -> list[TrainerCallback]:
-    "Return the callbacks that rate an epoch: the answers, for the log and to choose the best epoch, then the patience."
+    "Return the callbacks that rate an epoch (answers, for the log and to choose the best one; patience) or report it."
     t = cfg.training
     select = t.select_rows if t.select_best in ("schema_valid", "semantic_valid") else 0
     callbacks = [EarlyStoppingCallback(t.patience)] if t.patience else []
@@ -703,9 +719,9 @@ def _epoch_callbacks(
         limit = t.select_tokens if select else math.ceil(1.5 * train_set.longest_answer)
         questions = task.evaluation_questions(cfg.data.val, cfg.data, most)
         options = task.prompt_options(cfg)
-        answers = GenerationEval(task, log, tokenizer, questions, limit, options, select, ranks)
+        answers = GenerationEval(task, log, tokenizer, questions, limit, options, select, ranks, tracker)
         callbacks.insert(0, answers)  # before the patience, which reads its measure
-    return callbacks
+    return [*callbacks, tracker] if tracker else callbacks
 
 # %% ../../nbs/02_train.ipynb #prepared-model
 @contextlib.contextmanager
@@ -875,6 +891,7 @@ def train(
     """
     task, ranks = task or load_task(cfg.task), join_ranks(cfg.runtime.device)
     _check_ranks(cfg, ranks)
+    tracker = make_tracker(cfg.runtime.report_to, run, ranks.first)
     tokenizer = load_tokenizer(cfg.base_model_id)
     data = data or load_sft(task, cfg, tokenizer)
     with lock(run.path) if ranks.first else contextlib.nullcontext(), _prepared_model(cfg, tokenizer) as prepared:
@@ -884,7 +901,7 @@ def train(
             task.save_contract(run)
             run.update_meta(task={"name": task.name, "schema_hash": task.schema_hash})
         log = RunLog(run, _step_of(checkpoint), quiet, ranks.first)
-        callbacks = [log, *_epoch_callbacks(task, cfg, log, tokenizer, data[0], eval_prompts, ranks)]
+        callbacks = [log, *_epoch_callbacks(task, cfg, log, tokenizer, data[0], eval_prompts, ranks, tracker)]
         trainer = _make_trainer(cfg, run, model, layout, data, ranks, callbacks, checkpoint)
         session = _fit(trainer, checkpoint)
         if ranks.first:
