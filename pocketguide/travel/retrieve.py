@@ -224,9 +224,10 @@ class Retriever:
         likelihoods: Mapping[str, float] | None = None,  # its log-likelihood of the names of entries, if it was asked
     ) -> list[Candidate]:
         "Return all entries of a payload type, most probable first; with `likelihoods` only those are probable."
-        ids, likelihoods = self.ids[payload_type], likelihoods or {}
+        scores, likelihoods = self.scores(question, payload_type), likelihoods or {}
+        ids = self.ids[payload_type]
         bonus = [VOTE * (entry == vote) + GENERAL * is_general(entry) for entry in ids]
-        logits = self.scores(question, payload_type) / self.info["temperature"] + np.array(bonus)
+        logits = scores / self.info["temperature"] + np.array(bonus)
         if likelihoods:
             logits += LIKELIHOOD * np.array([likelihoods.get(entry, -np.inf) for entry in ids])
         odds = np.exp(logits - logits.max())
