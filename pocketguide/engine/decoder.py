@@ -32,29 +32,16 @@ class ConstrainedRows:
         device, cuda = cache.row_ids.device, cache.row_ids.is_cuda
         self.bitmask = self.masks.bits.to(device, copy=True)  # (rows, words), what the choice reads
         self.on_host = torch.zeros(2, cache.size, dtype=torch.long, pin_memory=cuda)  # last tokens and done flags
-        self.copied, self.sent = (torch.cuda.Event(), torch.cuda.Event()) if cuda else (None, None)
+        self.copied = torch.cuda.Event() if cuda else None
         self.pending: list[int] = []  # rows whose last token their matcher has not accepted yet
         self.finished = [True] * cache.size
 
     def start_rows(self, rows: list[int], grammars: list[Grammar | None]) -> None:
         "Begin a new answer in each of `rows`, each under its grammar, or free, and fill their first masks."
-        self.await_masks()
         for row, grammar in zip(rows, grammars, strict=True):
             self.finished[row] = grammar is None  # there is nothing to do for a row that is free
             self.masks.start(row, grammar) if grammar else self.masks.stop(row)
-        self.send_masks()
-
-    def await_masks(self) -> None:
-        "Wait until the device has read the masks that were sent last: they may be written over then."
-        if self.sent:
-            self.sent.synchronize()
-
-    def send_masks(self) -> None:
-        "Fill the masks of the next choice and begin to copy them to the device."
-        self.await_masks()
         self.bitmask.copy_(self.masks.fill(), non_blocking=True)
-        if self.sent:
-            self.sent.record()
 
     def copy_to_host(self, rows: list[int]) -> None:
         "Begin to copy the tokens that `rows` have just chosen to the host, without waiting for them."
@@ -69,7 +56,6 @@ def sync_matchers(self: ConstrainedRows) -> None:
     "Wait for the last choice and move the matchers on by it."
     if self.pending and self.copied:
         self.copied.synchronize()
-    self.await_masks()
     tokens, done = self.on_host.tolist()
     rows = [row for row in self.pending if not self.finished[row]]
     self.masks.accept([tokens[row] if row in rows else None for row in range(len(tokens))])
@@ -84,7 +70,7 @@ def sync_matchers(self: ConstrainedRows) -> None:
 def update_masks(self: ConstrainedRows) -> None:
     "Fill the masks of the next choice."
     self.sync_matchers()
-    self.send_masks()
+    self.bitmask.copy_(self.masks.fill(), non_blocking=True)
 
 # %% ../../nbs/engine/10_decoder.ipynb #constrained-choose
 @patch
