@@ -43,6 +43,11 @@ class ConstrainedRows:
             self.masks.start(row, grammar) if grammar else self.masks.stop(row)
         self.bitmask.copy_(self.masks.fill(), non_blocking=True)
 
+    def stop_row(self, row: int) -> None:
+        "Constrain a row no more: its answer has ended."
+        self.finished[row] = True
+        self.masks.stop(row)
+
     def copy_to_host(self, rows: list[int]) -> None:
         "Begin to copy the tokens that `rows` have just chosen to the host, without waiting for them."
         self.on_host.copy_(torch.stack([self.cache.last_tokens, self.cache.done.long()]), non_blocking=True)
@@ -61,8 +66,7 @@ def sync_matchers(self: ConstrainedRows) -> None:
     self.masks.accept([tokens[row] if row in rows else None for row in range(len(tokens))])
     for row in rows:
         if done[row]:
-            self.finished[row] = True
-            self.masks.stop(row)
+            self.stop_row(row)
     self.pending = []
 
 

@@ -327,6 +327,8 @@ def _collect(self: _Batch) -> tuple[int, list[Completion]]:
             finished.append(self._completion(row, output[i, : keep or row.seen].tolist(), overruled[i]))
             self.active[i] = None
             cache.done[i] = True
+            if self.decoder.constrained:  # an answer that is stopped here may be in the middle of its grammar
+                self.decoder.constrained.stop_row(i)
     return total, finished
 
 
