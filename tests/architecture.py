@@ -26,7 +26,7 @@ travel: day_plan grounding own_guide measures review task draws
 train: microbatch train run_samples sweep
 .: new
 .: teach failure_analysis
-ship: gguf quantize document html guide ask summary dataset_cards portfolio understanding service server page serve
+ship: gguf quantize document html guide ask dataset_cards summary portfolio understanding service server page serve
 ship: export
 """
 USER_NAMED = {"02_train": "train.train", "03_batched_eval": "train.run_samples", "03_new": "new"}

@@ -135,9 +135,7 @@ def seconds_text(seconds: list[float]) -> str:
     return f"{median:.1f} s (n = {len(seconds)}, {ordered[0]:.1f} to {ordered[-1]:.1f})"
 
 # %% ../../nbs/ship/05_summary.ipynb #numbers
-_MARKS = (
-    "mean mark by a reader who did not write the code; 0: of no use, 2: two thirds of what was asked, 3: ready to send"
-)
+_MARKS = "mean mark by a reader, a language model that did not write the code; 0: no use, 2: two thirds met, 3: ready to send"
 
 
 def four_numbers(runs: list[Run], readings: list[Reading], bench: dict) -> list[dict]:
