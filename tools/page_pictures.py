@@ -124,7 +124,9 @@ def main() -> None:
             if server:
                 server.terminate()
                 server.wait(60)
-    (a.out / "page.json").write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    (a.out / "page.json").write_text(
+        json.dumps({"pictures": rows}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
     for path in sorted(a.out.glob("page*")):
         print(f"{path.name}: {path.stat().st_size:,} bytes")
 

@@ -6,8 +6,8 @@
 __all__ = ['SUITES', 'CONTENT', 'MARKS', 'NUMBER_MARKS', 'READING_MARKS', 'HUB_NAMES', 'BOARD_WATTS', 'GRID_GRAMS', 'WIDTH',
            'PAGE_NOTEBOOK', 'story_runs', 'suites_of', 'variant', 'content', 'results_rows', 'training_times',
            'version_rows', 'results_table', 'renew_readme', 'numbers_table', 'training_cost', 'cost_lines',
-           'card_metadata', 'model_card', 'axes', 'figure', 'tiles', 'plot_measures', 'speed_rows', 'plot_speed',
-           'story', 'executed', 'page', 'build_page', 'write_readme', 'write_cards', 'main']
+           'card_metadata', 'model_card', 'axes', 'figure', 'tiles', 'folded_html', 'picture_html', 'speed_rows',
+           'plot_speed', 'story', 'executed', 'page', 'build_page', 'write_readme', 'write_cards', 'main']
 
 # %% ../../nbs/ship/06_portfolio.ipynb #imports
 import base64
@@ -25,7 +25,7 @@ from ..core.cli import Parser, command
 from ..core.config import Config, load_config
 from ..core.errors import UserError
 from ..core.files import packed, read_json, write_text
-from ..core.plots import GREY, PALETTE, plot_rates
+from ..core.plots import GREY, PALETTE
 from ..core.runs import Run, published_runs
 from ..core.stats import markdown_table, rate_text
 from ..failure_analysis import load_versions
@@ -389,6 +389,16 @@ def _schema_card(run: Run, cfg: Config) -> str:
     return f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---\n\n" + "\n\n".join(parts) + "\n"
 
 # %% ../../nbs/ship/06_portfolio.ipynb #model-card
+def _four_bits(cfg: Config) -> str:
+    "Return what a reader must know of pinned base weights, which are those of a quantised file."
+    if cfg.base_model_id not in HUB_NAMES:
+        return ""
+    return (
+        " They come from a Q4_1 file, about four bits a weight, and were dequantised to bfloat16: the full weights on the hub "
+        "differ. The adapter was trained and measured over these; what the four bits cost was not measured."
+    )
+
+
 def model_card(run: Run) -> str:
     "Return the text of a run's `MODEL_CARD.md`; the same run gives the same text."
     cfg, meta = load_config(run.path / "config.yaml"), run.meta
@@ -402,7 +412,7 @@ def model_card(run: Run) -> str:
     )
     weights = meta.get("base_hash") or "without a recorded hash"
     sections = {
-        "Base model": f"{base} (`base_model_id: {cfg.base_model_id}`), weights {weights}.",
+        "Base model": f"{base} (`base_model_id: {cfg.base_model_id}`), weights {weights}.{_four_bits(cfg)}",
         "Data": _card_data(cfg, meta),
         "Training": _card_training(run, cfg),
         "Intended use": _card_use(run),
@@ -429,13 +439,15 @@ def figure(ax, caption: str, alt: str, how: str) -> None:
     "Display and close the figure of `ax`, with a caption, a text instead (`alt`) and the command for its numbers."
     import matplotlib.pyplot as plt
     from IPython.display import display
+    from PIL import Image
 
     if not (alt.strip() and caption.strip() and how.strip()):
         what = "a figure needs a caption, a text instead of it and a command"
         raise UserError(what, "figure", "give caption, alt and how")
-    data = io.BytesIO()
-    ax.figure.savefig(data, dpi=190, format="png", metadata={"Software": None})
+    drawn, data = io.BytesIO(), io.BytesIO()
+    ax.figure.savefig(drawn, dpi=160, format="png")
     plt.close(ax.figure)
+    Image.open(drawn).convert("RGB").quantize(128, dither=Image.Dither.NONE).save(data, "PNG", optimize=True)
     about = {"alt": alt, "caption": caption, "how": how, "width": 560}
     image = {"image/png": base64.b64encode(data.getvalue()).decode(), "text/plain": alt}
     display(image, metadata={"image/png": about}, raw=True)
@@ -450,29 +462,20 @@ def tiles(facts: list[tuple[str, str]]):
     items = [f"<div><dt>{html.escape(label)}</dt><dd>{html.escape(value)}</dd></div>" for value, label in facts]
     return HTML(f'<dl class="tiles">{"".join(items)}</dl>')
 
-# %% ../../nbs/ship/06_portfolio.ipynb #plot-measures
-_BARS = (GREY, PALETTE[5], PALETTE[0], PALETTE[2])  # the last series always has the last colour
+# %% ../../nbs/ship/06_portfolio.ipynb #story-html
+def folded_html(summary: str, inner: str) -> str:
+    "Return HTML that opens when its summary, a text, is clicked; open at first."
+    return f"<details open><summary>{html.escape(' '.join(summary.split()))}</summary>{inner}</details>"
 
 
-def plot_measures(
-    series: dict[str, dict[str, tuple[int, int]]],  # label: {measure: (k, n)}
-    title: str = "",
-):
-    "Return axes with one group of bars per measure, one bar per series, counts and 95 % Wilson intervals."
-    points = {
-        label: [(textwrap.fill(measure, 14), k, n) for measure, (k, n) in counts.items()]
-        for label, counts in series.items()
-    }
-    measures = len({x for found in points.values() for x, _, _ in found})
-    ax = axes(1.4 + 0.3 * measures * (len(series) + 0.6))
-    colours = _BARS[-len(series) :]
-    styles = {label: {"color": colour} for label, colour in zip(series, colours)}
-    plot_rates(points, ax, "bar", horizontal=True, styles=styles, what="share", title=title, legend=False)
-    ax.set_xlim(0, 126)
-    longest = max(map(len, series))
-    columns = 2 if len(series) > 3 else 1 if longest > 18 else len(series)
-    ax.figure.legend(loc="outside lower center", frameon=False, ncols=columns, fontsize=9)
-    return ax
+def picture_html(source: str, alt: str) -> str:
+    "Return the HTML of a picture in a file; the page puts its bytes in the place of the file's name."
+    from PIL import Image
+
+    with Image.open(source) as image:
+        width, height = image.size
+    text = html.escape(alt, quote=True)
+    return f'<figure><img class="shot" src="{source}" alt="{text}" width="{width}" height="{height}"></figure>'
 
 # %% ../../nbs/ship/06_portfolio.ipynb #methods
 _METHODS = (
@@ -498,24 +501,27 @@ def speed_rows(measured: dict, model: str = "135m") -> list[dict]:
 
 # %% ../../nbs/ship/06_portfolio.ipynb #plot-speed
 def _draw_speed(ax, device: str, rows: list[dict]) -> None:
-    "Draw tokens per second of one device's methods as bars on a logarithmic axis."
+    "Draw tokens per second of one device's methods as dots on a logarithmic axis, which has no zero for bars to begin at."
     speeds = [r["tokens_per_s"] for r in rows]
     colours = [PALETTE[0] if "engine" in r["method"] else GREY for r in rows]
-    ax.barh(range(len(rows)), speeds, 0.4, color=colours)
+    ax.scatter(speeds, range(len(rows)), 34, color=colours, zorder=3)
     for y, r in enumerate(rows):
         times = f"  ({r['times']:,.0f} x)" if y else ""
-        ax.text(1.15, y - 0.23, r["method"], va="bottom", fontsize=8.5)
-        ax.text(r["tokens_per_s"] * 1.08, y, f"{r['tokens_per_s']:,.0f}{times}", va="center", fontsize=8.5)
-    ax.set(title=device, xscale="log", xlim=(1, 60_000), ylim=(-0.75, len(rows) - 0.6), yticks=[])
+        ax.text(7.5, y - 0.2, r["method"], va="bottom", fontsize=8)
+        ax.text(r["tokens_per_s"] * 1.2, y, f"{r['tokens_per_s']:,.0f}{times}", va="center", fontsize=8)
+    ax.set_title(device, fontsize=10, pad=8)
+    ax.set(xscale="log", xlim=(7, 90_000), ylim=(-0.85, len(rows) - 0.6), yticks=[])
+    ax.xaxis.set_major_formatter("{x:,.0f}")
+    ax.grid(axis="x", color="#e3e3e3", lw=0.7)
     ax.invert_yaxis()
     ax.spines[["top", "right", "left"]].set_visible(False)
 
 
 def plot_speed(groups: dict[str, list[dict]]):
-    "Return axes with the tokens per second of `speed_rows`, one panel per device."
+    "Return axes with the tokens per second of `speed_rows`, one panel with an axis of its own per device."
     heights = [len(rows) for rows in groups.values()]
-    height = 0.9 + sum(0.42 * n + 0.4 for n in heights)
-    panels = axes(height, len(groups), sharex=True, squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0]
+    height = 0.9 + sum(0.46 * n + 0.6 for n in heights)
+    panels = axes(height, len(groups), squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0]
     for ax, (device, rows) in zip(panels, groups.items()):
         _draw_speed(ax, device, rows)
     panels[-1].set_xlabel("tokens per second (logarithmic)")
@@ -584,10 +590,12 @@ code, pre { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, "Liberat
 code { background: var(--tint); border-radius: 4px; padding: 0.1em 0.3em; }
 pre { background: var(--tint); border-radius: 8px; padding: 0.7rem 0.9rem; margin: 0 0 1.1rem;
   overflow-x: auto; line-height: 1.5; font-size: 0.82rem; }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; }
 pre code { background: none; padding: 0; font-size: 1em; }
+.shot { display: block; max-width: 100%; height: auto; margin: 0 auto; border: 1px solid var(--line); border-radius: 8px; }
 details { margin: 0 0 1.1rem; }
 summary { cursor: pointer; color: var(--link); padding: 0.3rem 0; }
-@media print { nav, .skip { display: none; } }
+@media print { nav, .skip, .how, figure pre { display: none; } figure, table { break-inside: avoid; } }
 """
 
 # %% ../../nbs/ship/06_portfolio.ipynb #template
@@ -716,7 +724,21 @@ def _fill_head(body: str) -> str:
     return body
 
 
-def page(nb) -> str:
+def _inline_pictures(body: str, folder: Path) -> str:
+    "Put the bytes of pictures that are named by their file, relative to `folder`, into the page."
+
+    def inline(match: re.Match) -> str:
+        path = folder / match[1]
+        try:
+            data = base64.b64encode(path.read_bytes()).decode()
+        except OSError as e:
+            raise UserError("cannot read a picture of the page", path, (e.strerror or str(e)).lower()) from None
+        return f'src="data:image/{path.suffix[1:]};base64,{data}"'
+
+    return re.sub(r'src="((?!data:)[^"]+)"', inline, body)
+
+
+def page(nb, folder: str | Path = ".") -> str:
     "Return the HTML page of an executed notebook: text, tables and figures, no code, no script, nothing to load."
     try:
         from nbconvert import HTMLExporter
@@ -726,6 +748,7 @@ def page(nb) -> str:
     body = HTMLExporter(raw_template=_TEMPLATE, exclude_anchor_links=True).from_notebook_node(nb)[0]
     body = re.sub(r"<h([23])>(.*?)</h\1>", _with_anchor, body, flags=re.S)
     body = re.sub(r"<table\b.*?</table>", _with_frame, body, flags=re.S)
+    body = _inline_pictures(body, Path(folder))
     body = _fill_head(re.sub(r"<pre>", '<pre tabindex="0">', body))
     opening = re.compile(r"(<main [^>]*>)\s*(<h1>.*?</h1>\s*(?:<p>.*?</p>\s*)?)", re.S)
     contents = _outline(body)
@@ -748,7 +771,8 @@ def build_page(notebook: str | Path, out: str | Path) -> Path:
         raise UserError("cannot read the notebook", notebook, (e.strerror or str(e)).lower()) from None
     except (ValueError, nbformat.ValidationError, nbformat.reader.NotJSONError):
         raise UserError("this is no notebook", notebook, f"name {PAGE_NOTEBOOK}") from None
-    write_text(out, page(executed(story(nb), notebook.resolve().parent)))
+    folder = notebook.resolve().parent
+    write_text(out, page(executed(story(nb), folder), folder))
     return Path(out)
 
 # %% ../../nbs/ship/06_portfolio.ipynb #write-readme

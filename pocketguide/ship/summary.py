@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RESAMPLES', 'WAYS', 'COLOURS', 'Reading', 'read_readings', 'mean_interval', 'mean_text', 'marks_of', 'useful_points',
            'readings_table', 'valid_counts', 'main_suite', 'evaluation_times', 'seconds_text', 'four_numbers',
-           'plot_summary', 'summary_facts', 'save_summary']
+           'plot_summary', 'plot_useful', 'summary_facts', 'save_summary']
 
 # %% ../../nbs/ship/05_summary.ipynb #imports
 import io
@@ -188,12 +188,12 @@ def plot_summary(runs: list[Run], readings: list[Reading]):
             f"{100 * k / n:.0f} %", (x, 100 * k / n), (-9, 7), textcoords="offset points", ha="right", fontsize=8
         )
     left.set_ylim(-3, 112)
-    _plot_useful(right, points, [r for r in readings if r.published])
+    plot_useful(right, points)
     return fig
 
 
-def _plot_useful(ax, points: list[tuple[str, str, list[float]]], shown: list[Reading]) -> None:
-    "Draw the mean mark of every version and way of decoding with its interval."
+def plot_useful(ax, points: list[tuple[str, str, list[float]]]):
+    "Draw the mean mark of every version and way of decoding with its interval; return the axes."
     prepare_axes(ax)
     names = list(dict.fromkeys(name for name, _, _ in points))
     for way, colour, marker, side in (("free", PALETTE[1], "s", "right"), ("grounded", PALETTE[2], "D", "left")):
@@ -210,6 +210,7 @@ def _plot_useful(ax, points: list[tuple[str, str, list[float]]], shown: list[Rea
     ax.grid(axis="y", color="#e3e3e3", lw=0.7)
     if points:
         ax.legend(frameon=False, fontsize=9, loc="upper left")
+    return ax
 
 # %% ../../nbs/ship/05_summary.ipynb #save
 COLOURS = 96  # of the picture: four lines and their shades
