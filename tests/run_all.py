@@ -190,6 +190,11 @@ def commands() -> str | None:
     return failed(FORKS.run(ROOT / "tests/commands.py"))
 
 
+def readme() -> str | None:
+    "Check that README's commands, files, links and names are there, and its first screen."
+    return failed(python("tests/readme.py"))
+
+
 def examples() -> str | None:
     "Check the example of a guide, and say again how often the fields of the example's bug reports are right."
     lint = python("-m", "pocketguide.travel.own_guide", "examples/hotel_guide", "--lint")
@@ -205,7 +210,7 @@ def jobs(slow: bool) -> dict[str, Callable[[], str | None]]:
     "Return every job by name."
     notebooks = sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
     named = {str(p.relative_to(ROOT)): lambda p=p: notebook(p, slow) for p in notebooks}
-    checks = (lint, architecture, drift, dataset, commands, examples, fuzz, wheel, lab, page, app_page)
+    checks = (lint, architecture, drift, dataset, commands, readme, examples, fuzz, wheel, lab, page, app_page)
     return named | {check.__name__: check for check in checks}
 
 
