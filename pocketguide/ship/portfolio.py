@@ -394,8 +394,8 @@ def _four_bits(cfg: Config) -> str:
     if cfg.base_model_id not in HUB_NAMES:
         return ""
     return (
-        " They come from a Q4_1 file, about four bits a weight, and were dequantised to bfloat16: the full weights on the hub "
-        "differ. The adapter was trained and measured over these; what the four bits cost was not measured."
+        " They come from a Q4_1 file, about four bits a weight, and were dequantised to bfloat16: the full weights on "
+        "the hub differ. The adapter was trained and measured over these; what the four bits cost was not measured."
     )
 
 
@@ -501,7 +501,7 @@ def speed_rows(measured: dict, model: str = "135m") -> list[dict]:
 
 # %% ../../nbs/ship/06_portfolio.ipynb #plot-speed
 def _draw_speed(ax, device: str, rows: list[dict]) -> None:
-    "Draw tokens per second of one device's methods as dots on a logarithmic axis, which has no zero for bars to begin at."
+    "Draw tokens per second of a device's methods as dots: a logarithmic axis has no zero for bars to begin at."
     speeds = [r["tokens_per_s"] for r in rows]
     colours = [PALETTE[0] if "engine" in r["method"] else GREY for r in rows]
     ax.scatter(speeds, range(len(rows)), 34, color=colours, zorder=3)
@@ -592,7 +592,8 @@ pre { background: var(--tint); border-radius: 8px; padding: 0.7rem 0.9rem; margi
   overflow-x: auto; line-height: 1.5; font-size: 0.82rem; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; }
 pre code { background: none; padding: 0; font-size: 1em; }
-.shot { display: block; max-width: 100%; height: auto; margin: 0 auto; border: 1px solid var(--line); border-radius: 8px; }
+.shot { display: block; max-width: 100%; height: auto; margin: 0 auto; border: 1px solid var(--line);
+  border-radius: 8px; }
 details { margin: 0 0 1.1rem; }
 summary { cursor: pointer; color: var(--link); padding: 0.3rem 0; }
 @media print { nav, .skip, .how, figure pre { display: none; } figure, table { break-inside: avoid; } }
@@ -848,9 +849,8 @@ def main(argv=None):
             f"cards: {len(write_cards(args.cards, data))} written, {args.cards}/*/MODEL_CARD.md, data/*/DATASET_CARD.md"
         )
     if args.readme:
-        print(
-            f"tables and picture: {args.readme} {'renewed' if write_readme(args.readme, args.runs) else 'was up to date'}"
-        )
+        state = "renewed" if write_readme(args.readme, args.runs) else "was up to date"
+        print(f"tables and picture: {args.readme} {state}")
     if args.html:
         out = build_page(args.notebook, args.html)
         print(f"page: {out} ({out.stat().st_size / 1e6:.2f} MB)")

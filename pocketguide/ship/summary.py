@@ -135,15 +135,17 @@ def seconds_text(seconds: list[float]) -> str:
     return f"{median:.1f} s (n = {len(seconds)}, {ordered[0]:.1f} to {ordered[-1]:.1f})"
 
 # %% ../../nbs/ship/05_summary.ipynb #numbers
-_MARKS = "mean mark by a reader, a language model that did not write the code; 0: no use, 2: two thirds met, 3: ready to send"
+_MARKS = "mean mark by a reader, a language model that did not write the code; "
+_MARKS += "0: no use, 2: two thirds met, 3: ready to send"
 
 
 def four_numbers(runs: list[Run], readings: list[Reading], bench: dict) -> list[dict]:
     "Return the rows of README's first table; a number that was not measured is left out."
     suite = main_suite(runs)
     counts, newest = valid_counts(runs, suite), runs[-1].name
-    rows = [_row("valid", f"answers to {counts['base'][1]} unseen questions that have every field as agreed, and nothing else",
-                 f"base model: {rate_text(*counts['base'])}", f"{newest}: {rate_text(*counts[newest])}")]  # fmt: skip
+    about = f"answers to {counts['base'][1]} unseen questions that have every field as agreed, and nothing else"
+    before, now = (f"{name}: {rate_text(*counts[key])}" for name, key in (("base model", "base"), (newest, newest)))
+    rows = [_row("valid", about, before, now)]
     if points := [p for p in useful_points(readings, runs) if p[1] == "grounded"]:
         before = [f"{name}: {mean_text(marks)}" for name, _, marks in points[:-1]][-1:]
         rows.append(_row("useful", _MARKS, *(before or [""]), f"{points[-1][0]}: {mean_text(points[-1][2])}"))
