@@ -192,7 +192,7 @@ def commands() -> str | None:
 
 def readme() -> str | None:
     "Check that README's commands, files, links and names are there, and its first screen."
-    return failed(python("tests/readme.py"))
+    return failed(FORKS.run(ROOT / "tests/readme.py"))
 
 
 def examples() -> str | None:

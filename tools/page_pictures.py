@@ -32,7 +32,7 @@ SHOTS = (  # width, colour scheme, greatest height, question
     (390, "dark", 1000, "My phone was stolen in Bangkok an hour ago. What do I do now?"),
 )
 GROWING = "What should I pack for a week of hiking in Norway in September?"
-FRAME_S, LONGEST_FRAME_S, FRAMES = 2.0, 1.2, 11  # between pictures; at most, when it is played; as many at most
+FRAME_S, LONGEST_FRAME_S, FRAMES = 2.0, 1.2, 9  # between pictures; at most, when it is played; as many at most
 WIDTH, HEIGHT, COLOURS = 390, 600, 8
 OPENED = "[...document.querySelectorAll('#answer details')].slice(0, 2).forEach(d => d.open = true)"
 
