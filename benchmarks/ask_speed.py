@@ -1,9 +1,9 @@
-"""Measure how long a traveller waits for the first token of an answer.
+"""Measure how long a traveller waits for the first token of an answer, and for all of it.
 
     python benchmarks/ask_speed.py                     # the best published run, ten hand-written questions
 
-Writes benchmarks/results/ask_speed_<cuda|cpu>.json: seconds from a question to its first token with the model loaded
-(the first question, which also opens the tables of places, apart), and the seconds of a whole command `python -m
+Writes benchmarks/results/ask_speed_<cuda|cpu>.json: seconds from a question to its first and to its last token with the
+model loaded (the first question, which also opens the tables of places, apart), and the seconds of a command `python -m
 pocketguide.ship.ask --max_new_tokens 1`, which ends after the first token: loading PyTorch's model and, if llama.cpp is
 installed, the run's q8_0 file (`--gguf auto`). The base model must be in the cache.
 """
@@ -35,13 +35,13 @@ def time_command(question: str, run: Path, *options: str) -> float:
     return time.perf_counter() - started
 
 
-def time_first_token(guide: Guide, question: str) -> float:
-    "Return the seconds to the first token of an answer."
+def time_answer(guide: Guide, question: str) -> tuple[float, float]:
+    "Return the seconds to the first token of an answer, and to its last."
     try:
         guide.ask(question)
     except NoValidAnswer:
         pass
-    return guide.last.first_token_s
+    return guide.last.first_token_s, guide.last.seconds
 
 
 def summarise(seconds: list[float]) -> dict:
@@ -67,13 +67,13 @@ def time_gguf(questions: list[str], run: Path) -> dict:
 def measure(run: Path, questions: list[str], commands: int) -> dict:
     "Return everything that is measured."
     busy, gguf, started = os.getloadavg()[0], time_gguf(questions, run), time.perf_counter()
-    guide = Guide(run, max_new_tokens=1)
+    guide = Guide(run)
     loaded = time.perf_counter() - started
     import torch
 
     model = guide.model.engine.model
     device = model.device.type
-    waits = [time_first_token(guide, question) for question in questions]
+    waits = [time_answer(guide, question) for question in questions]
     return {
         "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
@@ -83,8 +83,10 @@ def measure(run: Path, questions: list[str], commands: int) -> dict:
         "shown": str(guide.options),
         "constrained": guide.model.constrained,
         "load_s": round(loaded, 2),
-        "first_question_s": round(waits[0], 2),
-        "first_token_s": summarise(waits[1:]),
+        "decoding": guide.decoding,
+        "first_question_s": round(waits[0][0], 2),
+        "first_token_s": summarise([first for first, _ in waits[1:]]),
+        "answer_s": summarise([whole for _, whole in waits[1:]]),
         "command_s": summarise([time_command(question, run) for question in questions[:commands]]),
         **gguf,
         "load_average_before": round(busy, 1),
@@ -105,7 +107,9 @@ def main() -> None:
     result = measure(chosen_run(a.run_dir).path, questions, a.commands)
     device = "cpu" if result["device"] == "cpu" else "cuda"
     write_json(ROOT / f"benchmarks/results/ask_speed_{device}.json", result)
-    medians = {k: result[k]["median"] for k in ("first_token_s", "command_s", "gguf_command_s") if k in result}
+    medians = {
+        k: result[k]["median"] for k in ("first_token_s", "answer_s", "command_s", "gguf_command_s") if k in result
+    }
     print(f"loaded in {result['load_s']} s; medians: {medians}")
 
 

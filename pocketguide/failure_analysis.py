@@ -559,6 +559,12 @@ def _task_to_measure(runs: list[Run], suites: list[str]) -> Task | None:
     return load_task() if known else None
 
 # %% ../nbs/04_failure_analysis.ipynb #main
+def _inner_results(runs: list[Run]) -> str:
+    "Return a hint at results inside the runs, of another schema or another way of decoding; empty if there are none."
+    found = {p.parents[2] for r in runs for p in r.path.glob("**/samples/*/comparison_metrics.json")}
+    return f"name the results inside: --run_dir {' '.join(sorted(map(str, found)))}" if found else ""
+
+
 @command
 def main(argv=None):
     "Analyse evaluated runs."
@@ -569,7 +575,7 @@ def main(argv=None):
     suites = args.suite or list(dict.fromkeys(s for r in runs for s in r.suites))
     if not suites:
         where = ", ".join(str(r.path) for r in runs)[:200]
-        how = "evaluate them with python -m pocketguide.train.run_samples"
+        how = _inner_results(runs) or "evaluate them with python -m pocketguide.train.run_samples"
         raise UserError("these runs have no results", where, how)
     out = args.out or runs[-1].path / "analysis"
     task = _task_to_measure(runs, suites)

@@ -26,7 +26,8 @@ travel: day_plan grounding own_guide measures review task draws
 train: microbatch tracking train run_samples sweep
 .: new
 .: teach failure_analysis
-ship: gguf quantize document html guide ask portfolio understanding service server page serve export
+ship: gguf quantize document html guide ask dataset_cards summary portfolio understanding service server page serve
+ship: export
 """
 USER_NAMED = {"02_train": "train.train", "03_batched_eval": "train.run_samples", "03_new": "new"}
 USER_NAMED |= {"04_teach": "teach"}  # the command is python -m pocketguide.teach
@@ -43,6 +44,8 @@ TORCH_FREE += (
     "ship.html",
     "ship.guide",
     "ship.ask",
+    "ship.summary",
+    "ship.dataset_cards",
     "ship.portfolio",
 )
 TORCH_FREE += ("ship.understanding", "ship.service", "ship.serve")

@@ -60,7 +60,8 @@ INSPECT = r"""(() => {
     missing: images.filter(i => !i.complete || !i.naturalWidth).length,
     no_alt: images.filter(i => !i.alt.trim()).length,
     dead: all("a").map(a => a.getAttribute("href"))
-      .filter(h => !h.startsWith("#") || !document.getElementById(h.slice(1))),
+      .filter(h => !h.startsWith("../") && (!h.startsWith("#") || !document.getElementById(h.slice(1)))),
+    files: all("a").map(a => a.getAttribute("href")).filter(h => h.startsWith("../")),
     nav: all("nav a").length,
     unreachable: all(".scroll, pre").filter(e => e.scrollWidth > e.clientWidth + 1 && e.tabIndex < 0).length,
     order: levels[0] === 1 && levels.every((l, i) => !i || l <= levels[i - 1] + 1),
@@ -213,7 +214,7 @@ def check(browser: Browser, page: Path, width: int, scheme: str, shots: Path | N
         "images missing": seen["missing"],
         "no images": not seen["images"],
         "images without a text instead": seen["no_alt"],
-        "links that lead nowhere": seen["dead"],
+        "links that lead nowhere": seen["dead"] + [f for f in seen["files"] if not (ROOT / f[3:]).exists()],
         "no list of contents": not seen["nav"],
         "boxes that scroll and no key reaches": seen["unreachable"],
         "headings out of order": not seen["order"] or seen["h1"] != 1,

@@ -194,6 +194,11 @@ def commands() -> str | None:
     return failed(FORKS.run(ROOT / "tests/commands.py"))
 
 
+def readme() -> str | None:
+    "Check that README's commands, files, links and names are there, and its first screen."
+    return failed(FORKS.run(ROOT / "tests/readme.py"))
+
+
 def examples() -> str | None:
     "Check the example of a guide, and say again how often the fields of the example's bug reports are right."
     lint = python("-m", "pocketguide.travel.own_guide", "examples/hotel_guide", "--lint")
@@ -218,7 +223,7 @@ def jobs(slow: bool) -> dict[str, Callable[[], str | None]]:
     found = [p for folder in ("nbs", "examples") for p in sorted((ROOT / folder).rglob("*.ipynb"))]
     notebooks = [p for p in found if ".ipynb_checkpoints" not in p.parts]
     named = {str(p.relative_to(ROOT)): lambda p=p: notebook(p, slow) for p in notebooks}
-    checks = (lint, architecture, drift, dataset, commands, examples, grpo, fuzz, wheel, lab, page, app_page)
+    checks = (lint, architecture, drift, dataset, commands, readme, examples, grpo, fuzz, wheel, lab, page, app_page)
     return named | {check.__name__: check for check in checks}
 
 

@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
 
-from .errors import UserError
+from .errors import UserError, close_match
 
 # %% ../../nbs/core/03_files.ipynb #write-error
 class WriteError(UserError, OSError):
@@ -174,13 +174,23 @@ def write_packed(path: str | Path, text: str, limit: int = 1_000_000) -> Path:
     return path
 
 # %% ../../nbs/core/03_files.ipynb #read-text
+def _similar(path: Path) -> str:
+    "Return that there is no such file, with the one in its folder that is named most like it."
+    names = [p.name.removesuffix(".xz").removesuffix(".gz") for p in path.parent.glob("*")]
+    close = close_match(path.name, names)
+    return "no such file or directory" + (f"; did you mean {close}?" if close else "")
+
+
 def read_text(path: Path, kind: str) -> str:
     "Return the text of a file that may be packed; `kind` says in errors what the file is to the user."
     path = packed(path)
     try:
         data = _unpacked(path)
     except OSError as e:
-        raise UserError(f"cannot read the {kind}", path, (e.strerror or str(e)).lower()) from None
+        missing = isinstance(e, FileNotFoundError)
+        raise UserError(
+            f"cannot read the {kind}", path, _similar(path) if missing else (e.strerror or str(e)).lower()
+        ) from None
     except (EOFError, lzma.LZMAError, zlib.error):
         raise UserError(f"the {kind} is cut off or damaged", path, "restore it from where it came from") from None
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):

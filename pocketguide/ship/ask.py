@@ -199,7 +199,7 @@ def _answer_question(
     guide: Guide, question: str, payload_type: str | None, md: bool, facts: Callable[[], str | None] = lambda: None
 ) -> bool:
     "Ask and print the answer. Returns False if there is no valid answer; stderr says why."
-    live = Live(sys.stdout) if md and sys.stdout.isatty() and guide.travel else None
+    live = Live(sys.stdout) if md and guide.travel else None
     try:
         _print_answer(guide.ask(question, payload_type, live, facts), guide, md, live)
     except NoValidAnswer as e:
@@ -219,7 +219,7 @@ def _answer_question(
 def _session(guide: Guide, payload_type: str | None, md: bool) -> None:
     """Answer what is typed, one question per line, up to an empty line.
 
-    A question that cannot be asked does not end the session.
+    Neither a question that cannot be asked nor Ctrl-C during an answer ends the session.
     """
     if guide.travel and guide.options.facts:  # open the tables of places now, so that the first question need not wait
         Thread(target=place_facts, args=("Lisbon",), daemon=True).start()
@@ -229,6 +229,8 @@ def _session(guide: Guide, payload_type: str | None, md: bool) -> None:
             _answer_question(guide, question, payload_type, md)
         except UserError as e:
             complain(e)
+        except KeyboardInterrupt:
+            print("\nstopped; ask the next question", file=sys.stderr)
 
 
 def _typed() -> str:

@@ -60,7 +60,15 @@ from ..engine.llama import LlamaCpp, import_llama_cpp
 from ..engine.models import base_hash, load_tokenizer, no_progress_bars, pick_device, pick_dtype
 from ..engine.prompts import build_prompts, own_grammars
 from .gguf import FORMATS, Format, pick_formats, provenance, write_gguf
-from ..train.run_samples import EvalSettings, Suite, answer, load_suite, open_evaluable, output_run
+from pocketguide.train.run_samples import (
+    EvalSettings,
+    Suite,
+    answer,
+    load_suite,
+    open_evaluable,
+    output_run,
+    results_folder,
+)
 
 # %% ../../nbs/ship/02_quantize.ipynb #load-quantized
 def load_quantized(path: Path, fmt: Format, dtype: torch.dtype, device: torch.device):
@@ -1022,7 +1030,8 @@ def main(argv=None):
     options = {"quiet": a.quiet, "facts": a.facts, "decoding": way}
     settings = EvalSettings(a.batch_size, a.max_new_tokens, a.dtype, a.device, **options)
     measuring = MeasureSettings(tuple(dict.fromkeys(a.engines)), a.kl_prompts, a.time_again, a.eager)
-    folder = quantize_run(run, cfg, formats, suites, settings, measuring, a.out)
+    out = a.out or (results_folder(task, run, None, "free") if suites else None)  # a published run stays as it is
+    folder = quantize_run(run, cfg, formats, suites, settings, measuring, out)
     if suites:
         rows = results(folder, decoding=way)
         print("\n\n".join(filter(None, [quality_table(rows), llama_cpp_lines(rows)])))

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['plot_comparison', 'Suite', 'load_suite', 'answer_key', 'journal_of', 'answer', 'open_evaluable', 'output_run',
-           'EvalSettings', 'write_results', 'parity', 'pass_context', 'evaluate', 'summary_row', 'served_run',
-           'evaluate_served', 'main']
+           'results_folder', 'EvalSettings', 'write_results', 'parity', 'pass_context', 'evaluate', 'summary_row',
+           'served_run', 'evaluate_served', 'main']
 
 # %% ../../nbs/03_batched_eval.ipynb #imports
 import argparse
@@ -171,6 +171,7 @@ def answer(
         return {}, {}
     found = [answers[key] for key in keys]
     _tell_too_long(label, found)
+    _tell_cut(label, found, context.get("max_new_tokens"))
     rows = iter(
         _sample_row(task, question, kept, prompt.classification, options, decoding)
         for question, kept, prompt in zip(questions, found, prompts)
@@ -244,6 +245,13 @@ def _tell_too_long(label: str, answers: list[dict]) -> None:
         print(f"{label}: {k} of {len(answers)} prompts fill the model's context: counted as too_long", file=sys.stderr)
 
 
+def _tell_cut(label: str, answers: list[dict], limit: int | None) -> None:
+    "Say in one line how many answers were cut at the limit that the user named: cut answers are not valid."
+    if limit and (k := sum(row["finish_reason"] == "length" for row in answers)):
+        how = "leave it out, or name a larger one"
+        print(f"{label}: {k} of {len(answers)} answers were cut at --max_new_tokens {limit}: {how}", file=sys.stderr)
+
+
 def _tell_auto(engine: Engine, prompts: list[list[int]], limits: list[int]) -> None:
     "Say in one line how many prompts `--batch_size auto` would decode at a time, if they are not as many."
     rows, auto = (engine.size_for(prompts, limits, size) for size in (None, "auto"))
@@ -294,7 +302,7 @@ def _is_same_model(named: str, base_model_id: str) -> bool:
 # %% ../../nbs/03_batched_eval.ipynb #output-run
 def output_run(run: Run, out: Path | None, make: bool = True) -> Run:
     "Return the run itself, or a run directory of the same name below `out`, made with the run's config and provenance."
-    if out is None:
+    if out is None or (out / run.run_id).resolve() == run.path.resolve():
         return run
     target = Run(out / run.run_id)
     if not make:
@@ -305,6 +313,16 @@ def output_run(run: Run, out: Path | None, make: bool = True) -> Run:
     provenance = {key: value for key, value in run.meta.items() if key != "published"}
     target.update_meta(**provenance, evaluated_from=str(run.path))
     return target
+
+# %% ../../nbs/03_batched_eval.ipynb #results-folder
+def results_folder(task: Task, run: Run, out: Path | None, decoding: str) -> Path | None:
+    "Return the folder for the run directory with the results; None: the run itself, unless it is published."
+    root = task.results_root(run, out, decoding)
+    if out is not None or not run.meta.get("published"):
+        return root
+    path = run.path if run.path.name else run.path.absolute()  # it may be "."
+    beside = path.parent.parent / "evaluated"
+    return beside if root is None else beside / run.run_id / root.relative_to(run.path)
 
 # %% ../../nbs/03_batched_eval.ipynb #eval-settings
 @dataclass(frozen=True)
@@ -497,7 +515,7 @@ def evaluate(
     ranks: Ranks = Ranks(),
 ) -> list[dict]:
     "Evaluate every run on every suite and write the results. Returns one summary row per model and suite, on rank 0."
-    roots = [task.results_root(run, out, settings.decoding) for run, _ in runs]
+    roots = [results_folder(task, run, out, settings.decoding) for run, _ in runs]
     if len({output_run(run, root, make=False).path for (run, _), root in zip(runs, roots)}) < len(runs):
         how = "evaluate them one after the other, or rename a folder"
         raise UserError("two runs have the same results folder", out or runs[0][0].path, how)
@@ -903,7 +921,8 @@ def main(argv=None):
         summary = evaluate(task, runs, suites, settings, a.out, ranks)
     leave_ranks()
     if ranks.first:
-        folders = [output_run(run, task.results_root(run, a.out, settings.decoding), make=False) for run, _ in runs]
+        roots = [results_folder(task, run, a.out, settings.decoding) for run, _ in runs]
+        folders = [output_run(run, root, make=False) for (run, _), root in zip(runs, roots)]
         where = ", ".join(str(folder.samples(suite.name)) for folder in folders for suite in suites)
         print(markdown_table(summary))
         worse = _print_gate(task, folders, reference, a.against, a.alpha) if reference else 0

@@ -1050,6 +1050,14 @@ def _parser() -> Parser:
     return parser
 
 
+def _readable(value: object) -> str:
+    "Return a fact for reading: the parts of a list after each other, nothing as a dash."
+    if isinstance(value, tuple):
+        parts = [f"{_readable(v[1])} ({v[0]})" if isinstance(v, tuple) and len(v) == 2 else _readable(v) for v in value]
+        return ", ".join(parts) or "-"
+    return str(value)
+
+
 @command
 def main(argv: list[str] | None = None) -> None:
     "Print what is known of a place, or write `places.json`."
@@ -1060,7 +1068,7 @@ def main(argv: list[str] | None = None) -> None:
         print(f"{text.count(chr(10)) - 2} destinations: {path}")
     elif found := find_place(" ".join(args.question)):
         for field, value in vars(found.facts).items():
-            print(f"{field:16} {value}")
+            print(f"{field:16} {_readable(value)}")
     else:
         raise UserError("no place was found", "command line", "name one, as in: three days in lisbon; or give --places")
 

@@ -259,6 +259,9 @@ def save_contract(self: TravelTask, run: Run) -> None:
     "Write nothing: the travel contract ships with the package, and its hash is in the metrics."
 
 # %% ../../nbs/travel/17_task.ipynb #task-training
+_VERSIONS = ("v2", "v3", "v4", "v5")  # of the data set, which pocketguide.data builds
+
+
 @patch
 def training_rows(self: TravelTask, path: str | Path, data: DataConfig, limit: int | None = None) -> list[dict]:
     "Return the first `limit` training rows of a file of records or training rows, shown as `data` says."
@@ -271,7 +274,16 @@ def training_rows(self: TravelTask, path: str | Path, data: DataConfig, limit: i
             raise UserError("data.payload_type_line needs records, this is a training row", where, how)
         return self.sft_row(row, where)
 
+    _check_built(path)
     return read_jsonl(path, unique="id", kind="training data", convert=convert)[:limit]
+
+
+def _check_built(path: str | Path) -> None:
+    "Raise `UserError` with the command that builds a version of the data set, if the file is of one that is not here."
+    path = Path(path)
+    if path.parent.parent.name == "data" and path.parent.name in _VERSIONS and not packed(path).exists():
+        how = f"build it (ten minutes): python3 -m pocketguide.data --version {path.parent.name}"
+        raise UserError(f"data set {path.parent.name} is not built here", path, how)
 
 
 @patch
@@ -311,6 +323,8 @@ def classification_rows(self: TravelTask, cfg: Config) -> list[dict]:
         what = "data.payload_type_line mixes short questions with long answers"
         raise UserError(what, "training.group_by_length", "set it to true, so that no batch holds both")
     files = [path for path in (cfg.data.train, cfg.data.classification_rows) if path]
+    for path in files:
+        _check_built(path)
     asked = [row for path in files for row in self.classified_questions(path)]
     rows = [payload_type_row(r) for r in asked]
     rows += [topic_row(r) for r in asked if cfg.data.topic_line and topic_of(r)]
