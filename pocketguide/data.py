@@ -21,7 +21,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from importlib.metadata import version as package_version
 from pathlib import Path
 
@@ -682,11 +682,23 @@ def stretches(n: int, parts: int = STRETCHES) -> list[range]:
     return [range(start, stop) for start, stop in zip(bounds, bounds[1:]) if stop > start]
 
 
+def _add_strings(value: object, found: set[str]) -> bool:
+    "Add the strings inside a value to `found`, with the keys that lead to a scalar; return whether it has a scalar."
+    if isinstance(value, dict):
+        names = [key for key, inner in value.items() if _add_strings(inner, found)]
+        found.update(name for name in names if isinstance(name, str))
+        return bool(names)
+    if isinstance(value, list):
+        return any([_add_strings(inner, found) for inner in value])  # a list, so that none is passed over
+    if isinstance(value, str):
+        found.add(value)
+    return True
+
+
 def _library_strings(library: dict) -> list[str]:
     "Return every string of a library, keys too, in sorted order: checkpoints name a string by its position here."
-    found = set()
-    for path, leaf in walk(library):
-        found.update(part for part in (*path, leaf) if isinstance(part, str))
+    found: set[str] = set()
+    _add_strings(library, found)
     return sorted(found)
 
 # %% ../nbs/01_data.ipynb #checkpoint
@@ -695,9 +707,17 @@ class Checkpoints:
 
     def __init__(self, builder: Builder):
         self.builder = builder
-        self.strings = _library_strings(builder.library)
-        self.position = {string: i for i, string in enumerate(self.strings)}
         self.before: Counter = Counter()
+
+    @cached_property
+    def strings(self) -> list[str]:
+        "Return the strings of the library by position; a version without checkpoints needs none."
+        return _library_strings(self.builder.library)
+
+    @cached_property
+    def position(self) -> dict[str, int]:
+        "Return the position of each string of the library."
+        return {string: i for i, string in enumerate(self.strings)}
 
     def counts(self) -> Counter:
         "Return the builder's counts: of (kind, key) drawn for questions, and of (empty, wording) in answers."
