@@ -228,14 +228,16 @@ class PromptIndex:
             for gram in own:
                 self.having.setdefault(gram, []).append(i)
 
-    def nearest(self, row: dict) -> tuple[float, str]:
-        "Return (overlap, id) of the training row whose prompt is nearest to that of `row`; the first of equals."
+    def overlaps(self, row: dict) -> dict[int, float]:
+        "Return, by number, the overlaps of the training rows whose prompts share a 5-gram with that of `row`."
         own = ngrams(row["prompt"], place_names(row))
         common = Counter(i for gram in own for i in self.having.get(gram, ()))
-        if not common:
-            return 0.0, ""
-        overlap, i = max((n / min(len(own), self.sizes[i]), -i) for i, n in common.items())
-        return overlap, self.ids[-i]
+        return {i: n / min(len(own), self.sizes[i]) for i, n in common.items()}
+
+    def nearest(self, row: dict) -> tuple[float, str]:
+        "Return (overlap, id) of the training row whose prompt is nearest to that of `row`; the first of equals."
+        overlap, i = max(((overlap, -i) for i, overlap in self.overlaps(row).items()), default=(0.0, None))
+        return overlap, "" if i is None else self.ids[-i]
 
 # %% ../nbs/01_data.ipynb #leaks
 def leaks(train_rows: Sequence[dict], suite_rows: Sequence[dict], threshold: float = LEAK) -> list[dict]:
@@ -255,10 +257,10 @@ def leaks(train_rows: Sequence[dict], suite_rows: Sequence[dict], threshold: flo
 # %% ../nbs/01_data.ipynb #without-leaks
 def without_leaks(rows: list[dict], suites: Iterable[Sequence[dict]]) -> list[dict]:
     "Return `rows` less those that leak from one of the suites; each row is judged on its own."
-    suites = list(suites)
-    while found := {leak["train"] for suite in suites for leak in leaks(rows, suite)}:
-        rows = [row for row in rows if row["id"] not in found]
-    return rows
+    index, asked = PromptIndex(rows), [row for suite in suites for row in suite]
+    near = {i for row in asked for i, overlap in index.overlaps(row).items() if overlap >= LEAK}
+    cities = {row.get("destination", "").lower() for row in asked} - {""}
+    return [row for i, row in enumerate(rows) if i not in near and row.get("destination", "").lower() not in cities]
 
 # %% ../nbs/01_data.ipynb #itinerary-faults
 def _itinerary_faults(payload: dict, days: int) -> Iterator[str]:
