@@ -691,7 +691,8 @@ def _add_strings(value: object, found: set[str]) -> bool:
         found.update(name for name in names if isinstance(name, str))
         return bool(names)
     if isinstance(value, list):
-        return any([_add_strings(inner, found) for inner in value])  # a list, so that none is passed over
+        has_scalar = [_add_strings(inner, found) for inner in value]  # `any` would pass over those after the first
+        return any(has_scalar)
     if isinstance(value, str):
         found.add(value)
     return True

@@ -239,7 +239,7 @@ _TORCHRUN = """
 import sys
 import torch.distributed.run as torchrun
 from torch.distributed.elastic.rendezvous import dynamic_rendezvous
-dynamic_rendezvous.get_method_name = lambda depth=2: ""  # for its log alone, and it reads the sources of the whole stack
+dynamic_rendezvous.get_method_name = lambda depth=2: ""  # for a log; it reads the whole stack's sources
 program, arguments = sys.argv[2], sys.argv[3:]
 def rank():
     sys.argv = ["-c", *arguments]
