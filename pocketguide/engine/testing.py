@@ -150,6 +150,7 @@ def make_tiny_run(cfg: Config, root: str | Path, seed: int | None = None) -> Run
         if "lora_B" in name and seed is not None:
             torch.nn.init.normal_(weight, std=0.3)
     model.peft_config["default"].base_model_name_or_path = cfg.base_model_id
+    model.create_or_update_model_card = lambda folder: None  # an empty one
     model.save_pretrained(run.adapter)
     return run
 
@@ -237,6 +238,8 @@ def run_child(source: str, *argv, log: str | Path = "child.log", **env: str) -> 
 _TORCHRUN = """
 import sys
 import torch.distributed.run as torchrun
+from torch.distributed.elastic.rendezvous import dynamic_rendezvous
+dynamic_rendezvous.get_method_name = lambda depth=2: ""  # for a log; it reads the whole stack's sources
 program, arguments = sys.argv[2], sys.argv[3:]
 def rank():
     sys.argv = ["-c", *arguments]

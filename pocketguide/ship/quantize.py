@@ -509,7 +509,8 @@ def _speed_alone(job: Job, engine) -> dict:
     unknown, way = [None] * len(questions), job.settings.decoding
     built = build_prompts(job.task, engine, questions, job.options, unknown, decoding=way)
     grammars = own_grammars(engine, [p.lark for p in built]) if way == "grounded" else None
-    return speed(engine, [p.token_ids for p in built], grammars=grammars)
+    tokens = min(128, job.settings.max_new_tokens or 128)
+    return speed(engine, [p.token_ids for p in built], tokens, grammars)
 
 # %% ../../nbs/ship/02_quantize.ipynb #own-completions
 def own_completions(job: Job, rows: dict[str, list[dict]]) -> list[tuple[list[int], list[int]]]:

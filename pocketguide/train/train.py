@@ -333,6 +333,7 @@ def add_adapter(model, cfg: Config):
         what = f"lora.target_modules {targets!r} does not fit {cfg.base_model_id}"
         raise UserError(what, "config", str(e).splitlines()[0][:200]) from None
     peft.peft_config["default"].base_model_name_or_path = cfg.base_model_id
+    peft.create_or_update_model_card = lambda folder: None  # an empty one, a fifth of a small checkpoint's time
     return peft.train()  # the base's layers too: in evaluation mode they would ignore gradient checkpointing
 
 # %% ../../nbs/02_train.ipynb #compile-layers

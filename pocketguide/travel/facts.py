@@ -157,7 +157,8 @@ def _numbers_in_metadata(code: str) -> set[str]:
         return set()
     lengths = [n for n in metadata.emergency.possible_length if n <= 5]
     numbers = (f"{i:0{n}}" for n in lengths for i in range(10**n))
-    return {number for number in numbers if re.fullmatch(metadata.emergency.national_number_pattern, number)}
+    pattern = re.compile(metadata.emergency.national_number_pattern)
+    return set(filter(pattern.fullmatch, numbers))
 
 
 @cache
