@@ -111,7 +111,8 @@ _WORD_HOURS = "one two three four five six seven eight nine ten eleven twelve".s
 _DAY = r"(?:mon|tues?|wed(?:nes)?|thurs?|fri|sat(?:ur)?|sun)(?:day)?s?"
 _TIME = (
     r"(?:(?P<{0}h>\d{{1,2}})(?:[:.h](?P<{0}m>\d\d))?(?: ?(?P<{0}ap>[ap]\.?m\b\.?|h\b|hrs\b|o'?clock\b))?"
-    rf"|(?P<{{0}}w>{'|'.join([*_WORD_TIMES, *_WORD_HOURS])}))\b(?P<{{0}}d> in the morning| in the (?:afternoon|evening)| at night)?"
+    rf"|(?P<{{0}}w>{'|'.join([*_WORD_TIMES, *_WORD_HOURS])}))\b"
+    r"(?P<{0}d> in the morning| in the (?:afternoon|evening)| at night)?"
     r"(?! ?(?:days?|nights?|weeks?|people|of us|euros?|km|years?))"
 )
 
@@ -142,7 +143,8 @@ _BEFORE_OTHERS, _LATEST = 45, 1260
 _BETWEEN = r"[^.;:!?]{0,40}?"
 _ARRIVING = re.compile(
     rf"\b(?:arriv\w*|lands?|landing|landed|touch(?:es)? down|gets? (?:in|there)|getting (?:in|there)|reach\w*|drops? us"
-    rf"|leaves us|ties up|docks|comes? (?:in|to)|check(?:ing)? in|off at|we(?:'re| are) in){_BETWEEN}\b{_TIME.format('a')}"
+    rf"|leaves us|ties up|docks|comes? (?:in|to)|check(?:ing)? in|off at|we(?:'re| are) in)"
+    rf"{_BETWEEN}\b{_TIME.format('a')}"
 )
 _LEAVING = re.compile(
     rf"\b(?P<how>flights?|fly|flies|flying|plane|train|bus|coach|ferry|boat|ship|driver|car|we leave|leaves?|leaving"
@@ -156,7 +158,8 @@ _EVENINGS = re.compile(
     rf"(?: every (?:day|evening))? (?:by|at|before) {_TIME.format('a')}"
 )
 _NAPS = re.compile(
-    rf"\b(?:naps?|sleeps?|rests?|siesta)\b[^.;!?]{{0,20}}?{_TIME.format('a')} ?(?:to|till|until|and|-|–) ?{_TIME.format('b')}"
+    rf"\b(?:naps?|sleeps?|rests?|siesta)\b[^.;!?]{{0,20}}?{_TIME.format('a')}"
+    rf" ?(?:to|till|until|and|-|–) ?{_TIME.format('b')}"
 )
 
 

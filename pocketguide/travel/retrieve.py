@@ -259,7 +259,8 @@ def best(
 ) -> Candidate | None:
     """Return the entry that answers a question; None if none has a probability of at least `least`.
 
-    `vote` and `likelihoods` are what the language model says, as in `rank`. With `cross`, an entry of another payload type is offered where the asked one has only a general entry or none."""
+    `vote` and `likelihoods` are what the language model says, as in `rank`. With `cross`, an entry of another payload
+    type is offered where the asked one has only a general entry or none."""
     found = retriever.rank(question, payload_type, vote, likelihoods)[0]
     if not _known(retriever, question):
         return None
