@@ -31,7 +31,7 @@ demo: ## evaluate base and v6 on 20 questions here, plot the trend, answer one q
 	@echo "  1. asks the base model and v6 the 20 questions of $(SUITE), in batches"
 	@echo "  2. prints why answers fail, and plots the trend, v1 to v5 from their published answers (runs/demo/report)"
 	@echo "  3. answers one question: $(QUESTION)"
-	@echo "about five minutes on two quiet cores after the set-up; Ctrl-C keeps what is done, make demo goes on"
+	@echo "some ten minutes on two slow cores after the set-up, fewer on fast ones; Ctrl-C keeps what is done, make demo goes on"
 	@$(MAKE) --no-print-directory base
 	@$(BIN)/python -m pocketguide.train.run_samples --run_dir $(call published,v6) --prompts $(SUITE) --batch_size auto --out runs/demo
 	@$(BIN)/python -m pocketguide.failure_analysis --run_dir $(foreach v,v1 v2 v3 v4 v5,$(call published,$(v))) $(patsubst runs/train/%,runs/demo/%,$(call published,v6)) \
