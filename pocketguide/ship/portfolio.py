@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['SUITES', 'CONTENT', 'MARKS', 'NUMBER_MARKS', 'READING_MARKS', 'HUB_NAMES', 'BOARD_WATTS', 'GRID_GRAMS', 'WIDTH',
-           'PAGE_NOTEBOOK', 'story_runs', 'suites_of', 'variant', 'content', 'results_rows', 'training_times',
-           'version_rows', 'results_table', 'renew_readme', 'numbers_table', 'training_cost', 'cost_lines',
-           'card_metadata', 'model_card', 'axes', 'figure', 'tiles', 'folded_html', 'picture_html', 'speed_rows',
-           'plot_speed', 'story', 'executed', 'page', 'build_page', 'write_readme', 'write_cards', 'main']
+           'PAGE_NOTEBOOK', 'story_runs', 'suites_of', 'content', 'results_rows', 'training_times', 'version_rows',
+           'results_table', 'renew_readme', 'numbers_table', 'training_cost', 'cost_lines', 'card_metadata',
+           'model_card', 'axes', 'figure', 'tiles', 'folded_html', 'picture_html', 'speed_rows', 'plot_speed', 'story',
+           'executed', 'page', 'build_page', 'write_readme', 'write_cards', 'main']
 
 # %% ../../nbs/ship/06_portfolio.ipynb #imports
 import base64
@@ -67,11 +67,6 @@ def suites_of(runs: list[Run]) -> list[str]:
     "Return the suites that any of `runs` was evaluated on, those of `SUITES` first."
     found = {s for r in runs for s in r.suites}
     return [s for s in SUITES if s in found] + sorted(found - set(SUITES))
-
-# %% ../../nbs/ship/06_portfolio.ipynb #variant
-def variant(run: Run, name: str) -> Run:
-    "Return the same weights evaluated in another way: `constrained`, `grounded`, `facts_off` or `validation`."
-    return Run(run.path / name / run.run_id)
 
 # %% ../../nbs/ship/06_portfolio.ipynb #content
 def content(run: Run, suite: str) -> dict:

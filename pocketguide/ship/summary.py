@@ -13,6 +13,7 @@ import json
 import random
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 from ..core.errors import UserError
 from ..core.files import read_jsonl
@@ -130,9 +131,7 @@ def evaluation_times(measured: dict, prompts: int = 20) -> tuple[list[float], fl
 
 def seconds_text(seconds: list[float]) -> str:
     "Return the median of some times with n and range: `21.7 s (n = 2, 21.6 to 21.9)`."
-    ordered, half = sorted(seconds), len(seconds) // 2
-    median = (ordered[half] + ordered[-half - 1]) / 2
-    return f"{median:.1f} s (n = {len(seconds)}, {ordered[0]:.1f} to {ordered[-1]:.1f})"
+    return f"{median(seconds):.1f} s (n = {len(seconds)}, {min(seconds):.1f} to {max(seconds):.1f})"
 
 # %% ../../nbs/ship/05_summary.ipynb #numbers
 _MARKS = "mean mark by a reader, a language model that did not write the code; "

@@ -136,6 +136,11 @@ def _make_callback(name: str, run: Run) -> TrainerCallback:
     return callback
 
 # %% ../../nbs/train/01_tracking.ipynb #tracker
+def _reason(error: Exception) -> str:
+    "Return what an error says, in one line."
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
 class Tracker(TrainerCallback):
     """Pass the events of a training on to a tracker's callback, and the answers of an epoch.
 
@@ -153,16 +158,14 @@ class Tracker(TrainerCallback):
             function(*args, **kwargs)
         except Exception as e:
             self.works = False
-            why = " ".join(str(e).split())[:200] or type(e).__name__
-            print(f"warning: {self.name} failed, the training goes on without it: {why}", file=sys.stderr)
+            print(f"warning: {self.name} failed, the training goes on without it: {_reason(e)}", file=sys.stderr)
 
     def on_train_begin(self, args, state, control, **kwargs):
         try:
             self.callback.on_train_begin(args, state, control, **kwargs)
         except Exception as e:
-            why = " ".join(str(e).split())[:200] or type(e).__name__
             how = "log in to it, or --set runtime.report_to=none"
-            raise UserError(f"{self.name} cannot start: {why}", "runtime.report_to", how) from None
+            raise UserError(f"{self.name} cannot start: {_reason(e)}", "runtime.report_to", how) from None
 
     def on_log(self, args, state, control, **kwargs):
         self.call(self.callback.on_log, args, state, control, **kwargs)

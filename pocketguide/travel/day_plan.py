@@ -138,8 +138,12 @@ def _pm(hour: int) -> int:
     return hour + 12 if hour <= 6 else hour
 
 # %% ../../nbs/travel/13_day_plan.ipynb #rhythm
-_AFTER_LANDING, _BEFORE = 90, {"fl": 180, "pl": 180}  # minutes until something can be done; before a flight, or others:
-_BEFORE_OTHERS, _LATEST = 45, 1260
+_AFTER_LANDING = 90  # minutes until something can be done
+_BEFORE, _BEFORE_OTHERS = (
+    {"fl": 180, "pl": 180},
+    45,
+)  # minutes before a departure: flights by their first letters, others
+_LATEST = 1260  # minute of the day at which a plan of one day ends
 _BETWEEN = r"[^.;:!?]{0,40}?"
 _ARRIVING = re.compile(
     rf"\b(?:arriv\w*|lands?|landing|landed|touch(?:es)? down|gets? (?:in|there)|getting (?:in|there)|reach\w*|drops? us"

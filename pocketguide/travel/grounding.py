@@ -790,13 +790,13 @@ def _crossed(library: dict, payload_type: str, entry_id: str) -> dict | None:
 def likely_topics(engine, questions: Sequence[str], found: Sequence[Classification]) -> list[Classification]:
     "Return the classifications with the topic that comes first, and how likely the model finds those that may."
     retriever = Retriever.load()
-    ranked = [
-        retriever.rank(q, c.payload_type)[:ASKED] if c.payload_type in retriever.ids else []
+    entries = [
+        [e.entry_id for e in retriever.rank(q, c.payload_type)[:ASKED]] if c.payload_type in retriever.ids else []
         for q, c in zip(questions, found)
     ]
-    topics = [[candidate.entry_id.replace("-", " ") for candidate in own] for own in ranked]
+    topics = [[entry.replace("-", " ") for entry in own] for own in entries]
     likelihoods = topic_likelihoods(engine, questions, [c.payload_type for c in found], topics)
-    asked = [c._replace(likelihoods=tuple(zip(t, values))) for c, t, values in zip(found, topics, likelihoods)]
+    asked = [c._replace(likelihoods=tuple(zip(own, values))) for c, own, values in zip(found, entries, likelihoods)]
     return [
         c._replace(topic=ranked_entries(q, c.payload_type, c)[0].entry_id.replace("-", " ")) if c.likelihoods else c
         for q, c in zip(questions, asked)
@@ -806,7 +806,7 @@ def likely_topics(engine, questions: Sequence[str], found: Sequence[Classificati
 def _said(classification: Classification | None) -> dict:
     "Return what the model said about the entry, as `Retriever.rank` takes it."
     if classification and classification.likelihoods:
-        return {"likelihoods": {topic.replace(" ", "-"): value for topic, value in classification.likelihoods}}
+        return {"likelihoods": dict(classification.likelihoods)}
     return {"vote": classification.topic.strip().replace(" ", "-")} if classification else {}
 
 
