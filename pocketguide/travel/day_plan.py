@@ -139,10 +139,8 @@ def _pm(hour: int) -> int:
 
 # %% ../../nbs/travel/13_day_plan.ipynb #rhythm
 _AFTER_LANDING = 90  # minutes until something can be done
-_BEFORE, _BEFORE_OTHERS = (
-    {"fl": 180, "pl": 180},
-    45,
-)  # minutes before a departure: flights by their first letters, others
+# Minutes before a departure: of flights, by the first letters of its word, and of all others
+_BEFORE, _BEFORE_OTHERS = {"fl": 180, "pl": 180}, 45
 _LATEST = 1260  # minute of the day at which a plan of one day ends
 _BETWEEN = r"[^.;:!?]{0,40}?"
 _ARRIVING = re.compile(

@@ -79,9 +79,7 @@ class Classification(NamedTuple):
     topic: str = ""  # in the model's words; empty if it was not asked, or for itineraries, which have none
     probabilities: tuple[float, ...] = ()  # of all of `PAYLOAD_TYPES`, in order; empty if the model was not asked
     material: str = ""  # what the library says of it, if prompts show that
-    likelihoods: tuple[
-        tuple[str, float], ...
-    ] = ()  # of entries that come into question: the log-likelihood of their names
+    likelihoods: tuple[tuple[str, float], ...] = ()  # of the names of entries that come into question, by their ids
 
 # %% ../../nbs/travel/09_prompts.ipynb #classify
 TOPIC_TOKENS = 16  # the token limit of a topic
