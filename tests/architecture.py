@@ -19,7 +19,8 @@ PACKAGE = ROOT / "pocketguide"
 LAYERS = """
 core: text errors cli files rows sources config runs stats plots
 contract: dialect cases schema grammar task lark gate
-engine: chat completion prompts models ranks testing fusion adapters static_cache decoder generate llama remote
+engine: chat completion prompts models ranks testing fusion kernels adapters static_cache fused_step decoder
+engine: generate llama remote
 travel: contract gazetteer facts places sights constraints reading library prompts questions compose retrieve
 travel: day_plan grounding own_guide measures review task draws
 .: data

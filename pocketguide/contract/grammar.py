@@ -1100,6 +1100,7 @@ class Masks:
 
         self.grammar, self.live = grammar, [None] * rows
         self.ahead = [deque() for _ in range(rows)]  # forced tokens that a matcher has accepted before its row has them
+        self.asked = [False] * rows  # what is forced after its last choice is in `ahead`, or has been
         self.bits = torch.full((rows, grammar.words), -1, dtype=torch.int32, pin_memory=torch.cuda.is_available())
         self._worker = grammar.package.LLExecutor(1)  # matchers take turns at one lexer: more threads would only queue
 
@@ -1108,7 +1109,7 @@ class Masks:
         grammar = grammar or self.grammar
         if grammar.vocab_size != self.grammar.vocab_size:
             raise ValueError(f"a grammar over {grammar.vocab_size} tokens in masks over {self.grammar.vocab_size}")
-        self.live[row] = grammar.matchers(1)[0]
+        self.live[row], self.asked[row] = grammar.matchers(1)[0], False
         self.ahead[row].clear()
 
     def stop(self, row: int) -> None:
@@ -1119,7 +1120,8 @@ class Masks:
 
     def move(self, source: int, target: int) -> None:
         "Continue the answer of row `source` in row `target`."
-        self.live[target], self.ahead[target] = self.live[source], self.ahead[source]
+        for state in (self.live, self.ahead, self.asked):
+            state[target] = state[source]
         self.ahead[source] = deque()
         self.stop(source)
 
@@ -1129,19 +1131,20 @@ def fill(self: Masks) -> "torch.Tensor":
     """Return the masks of all rows for their next token, (rows, words) int32 on the CPU: the same tensor every time.
 
     Only rows that have a choice are asked for a mask; where tokens are forced, each is the one bit of its step."""
+    bits = self.bits.numpy()  # the same memory, written to faster
     for row, matcher in enumerate(self.live):
-        if matcher is not None and not self.ahead[row] and not isinstance(matcher, UniqueNames):
-            self.ahead[row].extend(run_ahead(matcher, self.grammar.ends, 2**31))
+        if matcher is not None and not isinstance(matcher, UniqueNames):
+            self._ask_ahead(row)
         if self.ahead[row]:
             token = self.ahead[row][0]
-            self.bits[row] = 0
-            self.bits[row, token >> 5] = (1 << (token & 31)) - ((token & 31 == 31) << 32)  # as a signed word
+            bits[row] = 0
+            bits[row, token >> 5] = (1 << (token & 31)) - ((token & 31 == 31) << 32)  # as a signed word
     choices = [row for row, matcher in enumerate(self.live) if matcher is not None and not self.ahead[row]]
     if live := [(getattr(self.live[row], "matcher", self.live[row]), row) for row in choices]:
         self._worker.unsafe_compute_mask_ptr(live, self.bits.data_ptr(), 4 * self.bits.shape[1], len(self.bits))
     for row in choices:
         if isinstance(self.live[row], UniqueNames):
-            self.live[row].forbid(self.bits[row].numpy())
+            self.live[row].forbid(bits[row])
     return self.bits
 
 
@@ -1149,11 +1152,12 @@ def fill(self: Masks) -> "torch.Tensor":
 def accept(self: Masks, tokens: list[int | None]) -> None:
     """Advance every row by its token (None: no token). Free rows and rows whose answer has ended take any.
     `RuntimeError` for a token that the mask did not allow."""
-    for matcher, ahead, token in zip(self.live, self.ahead, tokens, strict=True):
+    for row, (matcher, ahead, token) in enumerate(zip(self.live, self.ahead, tokens, strict=True)):
         if matcher is None or token is None:
             continue
         if not ahead:
             accept(matcher, token)
+            self.asked[row] = False
         elif ahead.popleft() != token:
             raise RuntimeError(f"token {token} is not in the grammar: another one is forced")
 
@@ -1172,10 +1176,19 @@ def run_ahead(self: Masks, row: int, most: int) -> list[int]:
     "Accept the tokens that `forced` returns, and return them: at most `most`, and none that ends a turn."
     if self.live[row] is None:
         return []
+    if isinstance(self.live[row], UniqueNames):
+        return run_ahead(self.live[row], self.grammar.ends, most)
+    self._ask_ahead(row)
     ahead = self.ahead[row]
-    if ahead:
-        return [ahead.popleft() for _ in range(min(len(ahead), max(0, most)))]
-    return run_ahead(self.live[row], self.grammar.ends, most)
+    return [ahead.popleft() for _ in range(min(len(ahead), max(0, most)))]
+
+
+@patch
+def _ask_ahead(self: Masks, row: int) -> None:
+    "Let the matcher of `row` accept what is forced after its last choice, once: to ask costs more than to choose."
+    if not self.asked[row]:
+        self.asked[row] = True
+        self.ahead[row].extend(run_ahead(self.live[row], self.grammar.ends, 2**31))
 
 
 @patch

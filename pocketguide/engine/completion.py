@@ -48,7 +48,9 @@ class DecodeOptions:
     stop_on_json: bool = True  # stop an answer where text follows its closed JSON
     grammar: object = None  # a `contract.grammar.Grammar` that every answer must fit, None, or a list of one for each
     cuda_graphs: bool = False  # replay decode steps as CUDA graphs; nothing to llama.cpp
-    forced_tokens: bool = True  # write what the grammar forces without a pass for each token; not with CUDA graphs
+    forced_tokens: bool | None = (
+        True  # write what the grammar forces without a pass for each token; None: `Engine` says
+    )
     stop_on_loop: bool = True  # stop an answer that repeats one block of tokens over and over
 
 # %% ../../nbs/engine/02_completion.ipynb #options-grammars
@@ -82,6 +84,8 @@ class JsonScan:
 
     def feed(self, text: str) -> bool:
         "Read a piece; return True once something that is not blank has followed the closed root."
+        if self.state == "string" and not self.escaped and '"' not in text and "\\" not in text:
+            return False  # most pieces of an answer: text inside a string
         for char in text:
             if self.state == "string":
                 self._feed_string(char)

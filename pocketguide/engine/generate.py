@@ -106,7 +106,7 @@ class Engine:
         cuda_graphs: bool | None = None,  # None: on a GPU, unless weights are quantised or there are experts
         steps: int | None = None,  # between two looks at the rows; a look costs a synchronisation: 16 on a GPU, else 1
         grammar: Grammar | None = None,  # of every answer; must know the model's vocabulary size and its ends of turn
-        forced_tokens: bool | None = None,  # None: on a CPU
+        forced_tokens: bool | None = None,  # None: on a CPU, and where each answer has a grammar of its own
         stop_on_loop: bool = True,
     ):
         check_supported(model)
@@ -119,7 +119,7 @@ class Engine:
         experts = any(getattr(model.config, key, None) for key in ("num_local_experts", "num_experts"))
         recordable = cuda and not experts and not getattr(model, "is_quantized", False)
         self.cuda_graphs = recordable if cuda_graphs is None else cuda_graphs
-        self.forced_tokens = not cuda if forced_tokens is None else forced_tokens
+        self.forced_tokens = True if forced_tokens is None and not cuda else forced_tokens
         self.steps = steps or (16 if cuda else 1)
         # Free rows are filled once they are 1/refill of the batch: a prefill costs launches on a GPU, else arithmetic
         self.refill = 4 if cuda else 10**9
@@ -132,7 +132,10 @@ def options(self: Engine, **changes) -> DecodeOptions:
     "Return the engine's own options with the `changes` of one call."
     stops = {"stop_on_json": self.stop_on_json, "stop_on_loop": self.stop_on_loop}
     how = {"grammar": self.grammar, "cuda_graphs": self.cuda_graphs, "forced_tokens": self.forced_tokens}
-    return replace(DecodeOptions(self.max_new_tokens, **stops, **how), **changes)
+    options = replace(DecodeOptions(self.max_new_tokens, **stops, **how), **changes)
+    if options.forced_tokens is None:
+        options = replace(options, forced_tokens=isinstance(options.grammar, list))
+    return options
 
 
 @patch
@@ -217,6 +220,16 @@ class _ActiveRow:
     stopped: str | None = None  # the finish reason of an answer that the host stops
 
 
+@dataclass
+class _Look:
+    "Hold the state of a batch as it is copied to the host: what it was when the look began."
+
+    rows: list[_ActiveRow | None]
+    state: torch.Tensor  # (3, rows): generated tokens, done flags, overruled tokens
+    output: torch.Tensor  # (rows, max_new_tokens)
+    copied: torch.cuda.Event | None
+
+
 class _Batch:
     "Decode prompts in one cache; `waiting` and `active` say at any time which prompts are not answered yet."
 
@@ -232,6 +245,8 @@ class _Batch:
         self.engine, self.options, self.on_token = engine, options, on_token
         self.prompts, self.waiting, self.active = prompts, waiting, [None] * size
         self.capacity = self._capacity_of_waiting()
+        # On a GPU what a look shows is read while the next steps run; with a grammar the host takes part in these
+        self.late = engine.device.type == "cuda" and options.any_grammar is None
 
     def _capacity_of_waiting(self) -> int:
         limits = self.options.max_new_tokens
@@ -258,10 +273,14 @@ def run(self: _Batch, progress: Callable) -> Iterator[Completion]:
     try:
         with use_static_cache_attention(model):
             self.decoder.prefill_prefix(common_prefix([self.prompts[i] for i in self.waiting]))
+        before = None
         while any(self.active) or (self.waiting and not self.is_outgrown()):
             with use_static_cache_attention(model):  # only while the model runs: the caller may use it in between
                 self._advance()
-            generated, finished = self._collect()
+            look, before = (before, self._look()) if self.late else (self._look(), None)
+            if look is None:
+                continue
+            generated, finished = self._collect(look)
             progress(generated, finished)
             yield from finished
             if not self.waiting and self.engine.device.type == "cpu":
@@ -286,7 +305,8 @@ def _advance(self: _Batch) -> None:
     if self.waiting and len(free) >= max(1, len(self.active) // self.engine.refill) and not self.is_outgrown():
         self._fill(free)
     else:
-        self.decoder.advance(max(a.prompt_length + a.seen for a in self.active if a))
+        unseen = self.engine.steps if self.late else 0
+        self.decoder.advance(max(a.prompt_length + a.seen for a in self.active if a) + unseen)
 
 
 @patch
@@ -311,14 +331,27 @@ def _start_row(self: _Batch, i: int, began: float) -> _ActiveRow:
 
 # %% ../../nbs/engine/11_generate.ipynb #look
 @patch
-def _collect(self: _Batch) -> tuple[int, list[Completion]]:
-    "Return how many tokens were generated since the last look and the completions of rows that are done; free those."
-    cache = self.cache
-    generated, done, overruled = torch.stack([cache.generated, cache.done, cache.overruled]).tolist()  # synchronises
-    output = cache.output.cpu()
-    total, finished = 0, []
-    for i, row in enumerate(self.active):
-        if row is None:
+def _look(self: _Batch) -> _Look:
+    "Begin to copy the state of all rows to the host, behind the steps that are queued."
+    cache, cuda = self.cache, self.engine.device.type == "cuda"
+    shown = torch.stack([cache.generated, cache.done, cache.overruled]), cache.output
+    if cuda:
+        shown = [torch.empty(t.shape, dtype=t.dtype, pin_memory=True).copy_(t, non_blocking=True) for t in shown]
+    copied = torch.cuda.Event() if cuda else None
+    if copied:
+        copied.record()
+    return _Look(list(self.active), *shown, copied)
+
+
+@patch
+def _collect(self: _Batch, look: _Look) -> tuple[int, list[Completion]]:
+    "Return how many new tokens a look shows, and the completions of rows that are done; free those rows."
+    if look.copied:
+        look.copied.synchronize()
+    generated, done, overruled = look.state.tolist()
+    output, total, finished = look.output.numpy(), 0, []
+    for i, row in enumerate(look.rows):
+        if row is None or row is not self.active[i]:  # its answer has ended since
             continue
         fresh = output[i, row.seen : generated[i]].tolist()
         keep = self._read_tokens(row, fresh)
@@ -326,7 +359,7 @@ def _collect(self: _Batch) -> tuple[int, list[Completion]]:
         if keep or done[i]:
             finished.append(self._completion(row, output[i, : keep or row.seen].tolist(), overruled[i]))
             self.active[i] = None
-            cache.done[i] = True
+            self.cache.done[i] = True
             if self.decoder.constrained:  # an answer that is stopped here may be in the middle of its grammar
                 self.decoder.constrained.stop_row(i)
     return total, finished
@@ -356,9 +389,11 @@ def _read_tokens(self: _Batch, row: _ActiveRow, fresh: list[int]) -> int | None:
 
 @patch
 def _why_stop(self: _Batch, row: _ActiveRow, token: int) -> str | None:
-    "Return the finish reason if text followed the closed JSON of a row, or if it repeats itself; None: it goes on."
+    """Return the finish reason if text followed the closed JSON of a row, or if it repeats itself; None: it goes on.
+
+    A grammar says by itself what may follow."""
     piece = self.engine.piece(token)
-    if self.options.stop_on_json and row.scan.feed(piece):
+    if self.options.stop_on_json and not self.options.grammar_of(row.index) and row.scan.feed(piece):
         return "json_complete"
     return "loop" if self.options.stop_on_loop and row.loop.feed(token, piece) else None
 

@@ -128,7 +128,8 @@ class StaticKVCache(Cache):
         self.row_ids, self.positions = torch.arange(size, device=device), torch.arange(capacity, device=device)
         self.last_tokens, self.lengths, self.generated = self.row_ids.new_zeros(3, size).unbind()
         self.limits = torch.full_like(self.row_ids, max_new_tokens)  # of each row's answer
-        self.output = self.row_ids.new_zeros(size, max_new_tokens)
+        self.padded_output = self.row_ids.new_zeros(size, max_new_tokens + 1)  # the last column takes what none wants
+        self.output = self.padded_output[:, :max_new_tokens]
         self.overruled = self.row_ids.new_zeros(size)  # tokens at which a grammar overruled the model's first choice
         self.done = torch.ones(size, dtype=torch.bool, device=device)
         self.end_ids = torch.tensor(sorted(end_ids), device=device)
