@@ -74,7 +74,7 @@ def plan(a) -> list[tuple[str, dict]]:
     seven["cases"] = specs("7b", [*a.sizes["some"], full], "suite", a.tokens_7b, endless=True)
     steps = [
         ("vllm_135m", {**vllm, "cases": cold + plan_135m(a, asked)}, {"cold", "free", "contract"}),
-        ("ours_cold", {"suite": str(folder / "suite.jsonl")}, {"cold"}),
+        ("ours_cold", {"suite": str(folder / "suite.jsonl")}, {"cold", "again"}),
         ("ours_135m", {"prompts": prompts, "cases": plan_135m(a, asked) + own}, {"free", "contract", "grounded"}),
         ("vllm_7b", {**seven, "engine": shape}, {"7b"}),
         ("ours_7b", seven, {"7b"}),
@@ -89,11 +89,11 @@ def run_process(name: str, job: dict, a) -> dict:
     out.unlink(missing_ok=True)
     common = {"folder": str(a.folder), "run_dir": str(a.run_dir), "max_tokens": a.tokens, "out": str(out)}
     paths = [str(ROOT), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-    paths = [path for path in paths if path != str(a.vllm_site)]
-    script = "vllm_worker.py" if name.startswith("vllm") else "engine_worker.py"
+    paths = [path for path in paths if Path(path).resolve() != a.vllm_site]
+    script, env = "engine_worker.py", {**os.environ}
     if name.startswith("vllm"):
-        paths = [str(a.vllm_site), *paths] if a.vllm_site else paths
-    env = {**os.environ, **VLLM_ENV, "PYTHONPATH": os.pathsep.join(paths)}
+        script, env, paths = "vllm_worker.py", {**env, **VLLM_ENV}, [str(a.vllm_site or ROOT), *paths]
+    env["PYTHONPATH"] = os.pathsep.join(paths)
     began = time.time()
     write_json(a.folder / f"{name}.job.json", {"kind": name, **common, **job, "began": began})
     with log.open("w") as told:
@@ -111,7 +111,10 @@ def run_process(name: str, job: dict, a) -> dict:
             process.wait()
     found = json.loads(out.read_text()) if out.exists() else {"rows": []}
     found["process_s"] = round(time.time() - began, 2)
-    return {**found, "error": f"{error}: {log.read_text(errors='replace')[-600:]}"} if error else found
+    if error:
+        print(log.read_text(errors="replace")[-4000:], flush=True)
+        found["error"] = f"{error}: {log.read_text(errors='replace')[-300:]}"
+    return found
 
 
 def judged(row: dict, questions: list[dict], task, tokenizer) -> list[bool]:
@@ -131,8 +134,9 @@ def joined(key: tuple, sides: dict[str, dict], questions: list[dict], task, toke
     both = sorted(side for side, row in sides.items() if "answers" in row)
     verdicts = {}
     for side in both if case != "7b" else ():
-        verdicts[side] = judged(sides[side], questions, task, tokenizer)
-        sides[side]["schema_valid"] = sum(verdicts[side])
+        row = sides[side]
+        verdicts[side] = row["verdicts"] = row.get("verdicts") or judged(row, questions, task, tokenizer)
+        row["schema_valid"] = sum(verdicts[side])
     out = {"case": case, "prompts": prompts, **({"batch_size": batch} if batch else {})}
     if len(both) == 2:
         ours, vllm = (sides[side] for side in both)
@@ -144,7 +148,16 @@ def joined(key: tuple, sides: dict[str, dict], questions: list[dict], task, toke
     return out | {s: {k: v for k, v in row.items() if k not in _LONG} for s, row in sides.items()}
 
 
-_LONG = ("answers", "finish_reasons", "case", "prompts", "batch_size")
+_LONG = ("answers", "finish_reasons", "verdicts", "case", "prompts", "batch_size")
+
+
+def add_over_free(rows: list[dict]) -> None:
+    "Add to grounded rows their tokens per second over those of free answers to as many prompts."
+    ours = {key_of(row): row["ours"]["tokens_per_s"] for row in rows if "tokens_per_s" in row.get("ours", {})}
+    for row in rows:
+        grounded, free = ours.get(key_of(row)), ours.get(("free", row["prompts"], None))
+        if row["case"] == "grounded" and grounded and free:
+            row["tokens_per_s_over_free"] = round(grounded / free, 3)
 
 
 def join(found: dict[str, dict], known: dict, task, tokenizer) -> list[dict]:
@@ -157,15 +170,7 @@ def join(found: dict[str, dict], known: dict, task, tokenizer) -> list[dict]:
                 cases.setdefault(key_of(row), {})[name.split("_")[0]] = row
     questions = lambda key: known["questions"]["many" if key[1] == len(known["many"]) else "suite"]
     rows = [joined(key, sides, questions(key), task, tokenizer) for key, sides in cases.items()]
-    for row in [row for row in rows if row["case"] == "grounded" and "tokens_per_s" in row["ours"]]:
-        free = next(
-            (r for r in rows if key_of(r) == ("free", row["prompts"], None) and "tokens_per_s" in r["ours"]), None
-        )
-        row |= (
-            {"tokens_per_s_over_free": round(row["ours"]["tokens_per_s"] / free["ours"]["tokens_per_s"], 3)}
-            if free
-            else {}
-        )
+    add_over_free(rows)
     for case, vllm in (("cold", "vllm_135m"), ("again", "vllm_again")):
         if vllm in cold and "ours_cold" in cold:
             ratio = round(cold[vllm] / cold["ours_cold"], 3)
@@ -229,7 +234,7 @@ def arguments():
     parser.add_argument("--vllm_site", type=Path, help="a folder with vLLM, for its own processes only")
     parser.add_argument("--run_dir", type=Path, default=ROOT / "runs/train/20261130_172213-v6")
     parser.add_argument("--cases", nargs="+", choices=CASES, default=CASES[:-1], help="all but `again` if left out")
-    parser.add_argument("--timeout", type=int, default=240, help="seconds of one process")
+    parser.add_argument("--timeout", type=int, default=300, help="seconds of one process")
     parser.add_argument(
         "--folder", type=Path, default=ROOT / "build/against_vllm", help="prompts, model and logs; kept"
     )
@@ -240,6 +245,7 @@ def arguments():
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/against_vllm.json")
     a = parser.parse_args()
     a.folder, a.run_dir = a.folder.resolve(), a.run_dir.resolve()
+    a.vllm_site = a.vllm_site and a.vllm_site.resolve()
     a.sizes = {"suite": 200, "many": 2000, "some": [40, 20, 8], "batch": 40}
     a.tokens, a.tokens_7b, a.shape = 1024, 512, LLAMA_2_7B
     if a.quick:
@@ -252,9 +258,14 @@ def main():
     a.folder.mkdir(parents=True, exist_ok=True)
     run = open_run(a.run_dir, adapter=True)
     task, tokenizer = run_task(run), load_tokenizer(run.config.base_model_id)
-    a.schema, before = task.schema, read_json(a.out)["cases"] if a.update and a.out.exists() else []
+    old = read_json(a.out) if a.update and a.out.exists() else {}
+    a.schema, before = task.schema, old.get("cases", [])
     result = {"run": run.run_id, "git_commit": git_commit(ROOT), "versions": versions(), "vllm_settings": VLLM}
-    result |= {"max_new_tokens": {"135m": a.tokens, "7b": a.tokens_7b}, "processes": {}, "cases": before}
+    result |= {
+        "max_new_tokens": {"135m": a.tokens, "7b": a.tokens_7b},
+        "processes": old.get("processes", {}),
+        "cases": before,
+    }
     known, error = prepared(a, run.run_id)
     if error:
         result["processes"]["prepare"] = {"error": error}
