@@ -142,8 +142,8 @@ def joined(key: tuple, sides: dict[str, dict], questions: list[dict], task, toke
         ours, vllm = (sides[side] for side in both)
         out["time_of_vllm_over_ours"] = round(vllm["wall_s"] / ours["wall_s"], 3)
         out["tokens_per_s_over_vllm"] = round(ours["tokens_per_s"] / vllm["tokens_per_s"], 3)
-        out["answers_differ"] = sum(a != b for a, b in zip(ours["answers"], vllm["answers"]))
     if len(verdicts) == 2:
+        out["answers_differ"] = sum(a != b for a, b in zip(ours["answers"], vllm["answers"]))
         out["verdicts_differ"] = sum(a != b for a, b in zip(*verdicts.values()))
     return out | {s: {k: v for k, v in row.items() if k not in _LONG} for s, row in sides.items()}
 

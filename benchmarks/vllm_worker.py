@@ -86,7 +86,7 @@ def main():
             rows.append(answer_case(llm, job, case))
         except Exception as e:
             rows.append({"case": case["case"], "prompts": case["prompts"], "error": f"{type(e).__name__}: {e}"[:400]})
-        if len(rows) == 1 and "error" not in rows[0]:
+        if case["case"] == "cold" and "error" not in rows[-1]:
             facts["cold_s"] = round(time.time() - job["began"], 2)
         write_rows(job, rows, **facts)
     sys.stdout.flush()
