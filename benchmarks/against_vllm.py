@@ -266,6 +266,7 @@ def main():
         "processes": old.get("processes", {}),
         "cases": before,
     }
+    result |= {key: old[key] for key in ("device", "vllm_version") if key in old}
     known, error = prepared(a, run.run_id)
     if error:
         result["processes"]["prepare"] = {"error": error}
