@@ -1,4 +1,4 @@
-"""Build what several benchmarks share: random models of a Llama shape, and waiting for the device."""
+"""Build what several benchmarks share: random models of a Llama shape, prompts for them, and waiting for the device."""
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -29,3 +29,14 @@ def random_llama(device, **config):
             return LlamaForCausalLM(LlamaConfig(**config))
     finally:
         torch.set_default_dtype(before)
+
+
+def folded(prompts, vocab, n):
+    "Return `n` prompts: the given ones in turn, their ids folded into the vocabulary of the model that reads them."
+    return [[t % vocab for t in prompts[i % len(prompts)]] for i in range(n)]
+
+
+def endless(engine):
+    "Let an engine ignore what ends an answer, so that every answer has as many tokens as its limit; returns it."
+    engine.ends, engine.stop_on_json, engine.stop_on_loop = set(), False, False
+    return engine

@@ -28,7 +28,7 @@ from transformers.utils import logging as hf_logging
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from common import LLAMA_2_7B, random_llama, sync
+from common import LLAMA_2_7B, endless, folded, random_llama, sync
 
 from pocketguide.core.files import read_jsonl, write_json
 from pocketguide.core.runs import git_commit, open_run, versions
@@ -59,7 +59,7 @@ def llama_7b():
 def prompt_ids(tokenizer, vocab, n):
     "Return `n` prompts: the 20 of the suite, repeated; ids folded into the vocabulary of the model that reads them."
     ids = [encode_chat(tokenizer, chat_messages(r["prompt"], contract_prompt()))[0] for r in read_jsonl(SUITE)]
-    return [[t % vocab for t in ids[i % len(ids)]] for i in range(n)]
+    return folded(ids, vocab, n)
 
 
 def unmerged(model):
@@ -100,9 +100,7 @@ def hf_generate_batch(model, prompts, tokens):
 
 def engine_generate(model, tokenizer, prompts, tokens, batch, **kwargs):
     "Answer by the engine of this project; `kwargs` as in `Engine`."
-    engine = Engine(model, tokenizer, batch, tokens, stop_on_json=False, stop_on_loop=False, **kwargs)
-    engine.ends = set()
-    done = engine.generate(prompts)
+    done = endless(Engine(model, tokenizer, batch, tokens, **kwargs)).generate(prompts)
     assert all(len(c.token_ids) == tokens for c in done)
 
 
