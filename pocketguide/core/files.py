@@ -385,7 +385,7 @@ def cache_dir() -> Path:
     """Return the folder of files that can be made again.
 
     It is `POCKETGUIDE_CACHE`, else `pocketguide` in the user's cache folder, and has converted base
-    weights, unpacked adapters, the tables of places and llama.cpp's states of prompt prefixes.
+    weights, unpacked adapters, the tables of places, the library as JSON and llama.cpp's states of prompt prefixes.
     """
     default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pocketguide"
     return Path(os.environ.get("POCKETGUIDE_CACHE") or default)
