@@ -152,11 +152,21 @@ class LoopScan:
 
     def feed(self, token: int, piece: str) -> bool:
         "Read a token and its text; return True if the answer is in a loop."
-        number = piece.strip().isdigit()
-        self.ids.append(token)
-        if not (number and self.outline and self.outline[-1] == -1):
-            self.outline.append(-1 if number else token)
-        return len(self.ids) % LOOP_EVERY == 0 and self._loops()
+        return self.feed_all([token], [piece.strip().isdigit()]) is not None
+
+    def feed_all(self, tokens: list[int], numbers: list[bool]) -> int | None:
+        "Read tokens, of which some are `numbers`; return how many it takes until the answer is in a loop, or None."
+        read = 0
+        while read < len(tokens):
+            upto = read + LOOP_EVERY - len(self.ids) % LOOP_EVERY  # the next look
+            self.ids.extend(tokens[read:upto])
+            for token, number in zip(tokens[read:upto], numbers[read:upto]):
+                if not (number and self.outline and self.outline[-1] == -1):
+                    self.outline.append(-1 if number else token)
+            if upto <= len(tokens) and self._loops():
+                return upto
+            read = upto
+        return None
 
     def _loops(self) -> bool:
         exact = is_periodic(self.ids, LOOP_SPANS, LOOP_TIMES)

@@ -136,7 +136,7 @@ def _run_ahead(self: ConstrainedRows, most: int = sys.maxsize) -> Iterator[tuple
 
 # %% ../../nbs/engine/10_decoder.ipynb #decoder
 WINDOW = 128  # positions by which the part of the cache that a CUDA-graphed step reads grows, if it is not fused
-AHEAD = 7  # forced tokens of a row that a fused step reads, at most, beside its last choice
+AHEAD = 9  # forced tokens of a row that a fused step reads, at most, beside its last choice
 
 
 class Decoder:

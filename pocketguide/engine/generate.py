@@ -124,6 +124,7 @@ class Engine:
         # Free rows are filled once they are 1/refill of the batch: a prefill costs launches on a GPU, else arithmetic
         self.refill = 4 if cuda else 10**9
         self._pieces: dict[int, str] = {}
+        self._numbers: dict[int, bool] = {}
         self._has_padding_token = False  # among the tokens of an answer so far: one that only pads the vocabulary
 
 # %% ../../nbs/engine/11_generate.ipynb #engine-options
@@ -155,6 +156,14 @@ def piece(self: Engine, token: int) -> str:
     if token not in self._pieces:
         self._pieces[token] = self.tokenizer.decode([token], clean_up_tokenization_spaces=False)
     return self._pieces[token]
+
+
+@patch
+def is_number(self: Engine, token: int) -> bool:
+    "Return True if the text of a token is a number."
+    if token not in self._numbers:
+        self._numbers[token] = self.piece(token).strip().isdigit()
+    return self._numbers[token]
 
 
 @patch
@@ -376,6 +385,8 @@ def _completion(self: _Batch, row: _ActiveRow, tokens: list[int], overruled: int
 @patch
 def _read_tokens(self: _Batch, row: _ActiveRow, fresh: list[int]) -> int | None:
     "Report a row's new tokens; return how many of its tokens to keep if it is stopped here, else None."
+    if not self.on_token and not self._scans_json(row):
+        return self._skim_tokens(row, fresh)
     for k, token in enumerate(fresh, 1):
         if token in self.engine.ends:
             return None
@@ -388,12 +399,29 @@ def _read_tokens(self: _Batch, row: _ActiveRow, fresh: list[int]) -> int | None:
 
 
 @patch
-def _why_stop(self: _Batch, row: _ActiveRow, token: int) -> str | None:
-    """Return the finish reason if text followed the closed JSON of a row, or if it repeats itself; None: it goes on.
+def _scans_json(self: _Batch, row: _ActiveRow) -> bool:
+    "Return True if the row is stopped where text follows its closed JSON; a grammar says by itself what may follow."
+    return self.options.stop_on_json and not self.options.grammar_of(row.index)
 
-    A grammar says by itself what may follow."""
+
+@patch
+def _skim_tokens(self: _Batch, row: _ActiveRow, fresh: list[int]) -> int | None:
+    "Do what `_read_tokens` does where only a loop can stop a row and nobody listens."
+    tokens = fresh[:-1] if fresh and fresh[-1] in self.engine.ends else fresh  # an end is the last of a row
+    if not self.options.stop_on_loop:
+        return None
+    stop = row.loop.feed_all(tokens, [self.engine.is_number(token) for token in tokens])
+    if stop is None:
+        return None
+    row.stopped = "loop"
+    return row.seen + stop
+
+
+@patch
+def _why_stop(self: _Batch, row: _ActiveRow, token: int) -> str | None:
+    "Return the finish reason if text followed the closed JSON of a row, or if it repeats itself; None: it goes on."
     piece = self.engine.piece(token)
-    if self.options.stop_on_json and not self.options.grammar_of(row.index) and row.scan.feed(piece):
+    if self._scans_json(row) and row.scan.feed(piece):
         return "json_complete"
     return "loop" if self.options.stop_on_loop and row.loop.feed(token, piece) else None
 
