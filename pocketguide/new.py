@@ -32,7 +32,7 @@ from .core.sources import read_rows
 
 # %% ../nbs/train/03_new.ipynb #tidy
 def tidy_target(text: str, schema: dict) -> object:
-    "Return what a target says, its keys in the order of the schema, in which a grammar holds answers too."
+    "Return the value of a target, its keys in the order of the schema: so constrained decoding writes them, too."
     value = json.loads(text)
     try:
         value = in_order(value, schema)

@@ -107,7 +107,7 @@ def _read_reply(text: str, latency_ms: float) -> Reply:
 # %% ../../nbs/engine/13_remote.ipynb #endpoint
 @dataclass
 class Endpoint:
-    "Ask one server. `check` finds out if it is there."
+    "Send requests to one server, many at a time; `check` raises an error if it is not there."
 
     url: str
     api_key_env: str = ""  # the environment variable that holds the key; empty: the server needs none
@@ -446,14 +446,16 @@ def continue_prompts(self: Remote, prompts: list[list[int]], max_new_tokens: int
 
 @patch
 def first_logits(self: Remote, prompts: list[list[int]], tokens: list[int]) -> list[list[float]]:
-    "Return which of `tokens`, the first characters of the choices, the model's reply begins with: 0, else -30."
+    """Return a number for each prompt and token, in the place of logits: 0 for the one of `tokens`, the first characters
+    of the choices, that the model's reply begins with, -30 for the others."""
     begins = [re.sub(r"^\W+", "", text).lower()[:1] for text in self.continue_prompts(prompts, 8)]
     return [[0.0 if chr(token).lower() == first else -30.0 for token in tokens] for first in begins]
 
 
 @patch
 def log_likelihoods(self: Remote, prompts: list[list[int]], endings: list[list[list[int]]]) -> list[list[float]]:
-    "Return which of a prompt's `endings` the model's reply is, by letter case and marks apart: 0, else -30."
+    """Return a number for each prompt and ending, in the place of log-likelihoods: 0 for the one of a prompt's `endings`
+    that the model replies (letter case and punctuation do not count), -30 for the others."""
     replies = [re.sub(r"[^\w -]", "", text).strip().lower() for text in self.continue_prompts(prompts, 16)]
     texts = [[self.tokenizer.decode(ending).lower() for ending in own] for own in endings]
     return [[0.0 if text == reply else -30.0 for text in own] for reply, own in zip(replies, texts)]
@@ -494,8 +496,8 @@ _HELP = {
     "concurrency": "requests at a time",
     "requests_per_minute": "at most, repetitions included (default: as many as the server takes)",
     "request_timeout": "seconds to wait for a byte of an answer",
-    "extra_body": "more keys of every request, in JSON: llama-cpp-python's server and Ollama punish repetitions, which "
-    'JSON is full of, unless they are told {"repeat_penalty": 1}',
+    "extra_body": "more keys of every request, in JSON: llama-cpp-python's server punishes repetitions, which JSON is "
+    'full of, unless it is told {"repeat_penalty": 1}',
 }
 
 
