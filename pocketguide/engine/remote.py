@@ -446,16 +446,16 @@ def continue_prompts(self: Remote, prompts: list[list[int]], max_new_tokens: int
 
 @patch
 def first_logits(self: Remote, prompts: list[list[int]], tokens: list[int]) -> list[list[float]]:
-    """Return a number for each prompt and token, in the place of logits: 0 for the one of `tokens`, the first characters
-    of the choices, that the model's reply begins with, -30 for the others."""
+    """Return a number for each prompt and token, in the place of logits: 0 for the one of `tokens`, the first
+    characters of the choices, that the model's reply begins with, -30 for the others."""
     begins = [re.sub(r"^\W+", "", text).lower()[:1] for text in self.continue_prompts(prompts, 8)]
     return [[0.0 if chr(token).lower() == first else -30.0 for token in tokens] for first in begins]
 
 
 @patch
 def log_likelihoods(self: Remote, prompts: list[list[int]], endings: list[list[list[int]]]) -> list[list[float]]:
-    """Return a number for each prompt and ending, in the place of log-likelihoods: 0 for the one of a prompt's `endings`
-    that the model replies (letter case and punctuation do not count), -30 for the others."""
+    """Return a number for each prompt and ending, in the place of log-likelihoods: 0 for the one of a prompt's
+    `endings` that the model replies (letter case and punctuation do not count), -30 for the others."""
     replies = [re.sub(r"[^\w -]", "", text).strip().lower() for text in self.continue_prompts(prompts, 16)]
     texts = [[self.tokenizer.decode(ending).lower() for ending in own] for own in endings]
     return [[0.0 if text == reply else -30.0 for text in own] for reply, own in zip(replies, texts)]

@@ -161,8 +161,8 @@ def microbatches(self: Layout, items: list[dict]) -> list[dict]:
     """Return the microbatches of `items` (`input_ids` and `labels`, each (length,)) as the model's keyword arguments.
 
     Padded: `input_ids` (b, t). Packed: `input_ids` and `position_ids` (1, t), `cu_seq_lens_q` (n + 1,), which holds the
-    start of each sequence and the end of the last, and `max_length_q`; `shared_prefix` if the first sequence is what all
-    others go on from. Both: `at` and `shift_labels` (targets,)."""
+    start of each sequence and the end of the last, and `max_length_q`; `shared_prefix` if the first sequence is what
+    all others go on from. Both: `at` and `shift_labels` (targets,)."""
     shared = _shared_prefix(items) if self.share_prefix and self.packed and items else 0
     lengths, room = [len(x["input_ids"]) - shared for x in items], max(1, self.max_tokens - shared)
     plan = plan_microbatches(lengths, room, self.max_rows, not self.packed)
@@ -174,10 +174,9 @@ PACKED = "pocketguide_packed"  # the name under which transformers knows `packed
 
 def _attend(query, key, value, start: int, end: int, shared: int, **how) -> torch.Tensor:
     "Return the attention of the sequence from `start` to `end`, which goes on from the row's first `shared` tokens."
-    seen = [
-        torch.cat([x[:, :, :shared], x[:, :, start:end]], 2) if shared else x[:, :, start:end] for x in (key, value)
-    ]
-    own = end - start
+    seen, own = [x[:, :, start:end] for x in (key, value)], end - start
+    if shared:
+        seen = [torch.cat([x[:, :, :shared], part], 2) for x, part in zip((key, value), seen)]
     mask = torch.ones(own, shared + own, dtype=torch.bool, device=query.device).tril(shared) if shared else None
     return F.scaled_dot_product_attention(query[:, :, start:end], *seen, mask, is_causal=not shared, **how)
 
