@@ -38,17 +38,17 @@ NEEDED = {
     "llguidance": "llguidance",
 }
 SCHEMA = ROOT / "eval/other/bug_report.schema.json"
-QUESTIONS = 2  # of each suite
 # Else the server would punish repetitions, which JSON is full of
 GREEDY = json.dumps({"repeat_penalty": 1})
 PLAN = f"""
 name: bugs
 task: {{schema: {SCHEMA}}}
-message: Write one sentence in which a user of an office program complains about {{topic}}. {{register}}
+message: Write one sentence in which a user of an office program complains about {{topic}}. {{register}} {{constraint}}
 topics: [printing, search, login]
 registers: [Be brief., Be angry.]
-constraints: [""]
+constraints: [Use plain words.]
 message_tokens: 40
+rows: 2
 critic: Does every value of the report follow from the message?
 """
 
@@ -148,7 +148,7 @@ def check_drafts(endpoint: Endpoint) -> None:
     teach.main(words[:-2] + ["--quiet"])  # nothing is left to ask for, so nobody has to agree
     assert len(read_jsonl("drafts/requests.jsonl")) == requests
     report = json.loads(Path("drafts/report.json").read_text())
-    assert report["drafts"] == 6 == report["kept"] + sum(report["rejected"].values()), report
+    assert report["drafts"] == 2 == report["kept"] + sum(report["rejected"].values()), report
 
 
 def main() -> None:
@@ -159,9 +159,8 @@ def main() -> None:
     run = open_run(sorted((ROOT / "runs/train").glob("*-v6"))[-1])
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
-        folders = {"bugs": "eval/other/bug_messages_v1.jsonl", "trips": "eval/suites/fixed20_v1.jsonl"}
-        for name, path in folders.items():
-            write_jsonl(f"{name}.jsonl", read_jsonl(ROOT / path)[:QUESTIONS])
+        write_jsonl("bugs.jsonl", read_jsonl(ROOT / "eval/other/bug_messages_v1.jsonl")[:2])
+        write_jsonl("trips.jsonl", read_jsonl(ROOT / "eval/suites/fixed20_v1.jsonl")[:1])
         export.main(["--run_dir", str(run.path), "--to", "gguf", "--out", "model"])
         (file,) = Path("model").rglob("*.gguf")
         with llama_server(file, Path("server.log")) as endpoint:
