@@ -36,7 +36,7 @@ from .engine.remote import Endpoint, Reply, add_endpoint_options, endpoint_of, r
 # %% ../nbs/train/04_teach.ipynb #plan
 @dataclass(frozen=True)
 class Plan:
-    "Say what is drafted."
+    "Describe the rows to draft: their task, the combinations that messages are asked for, and the checks."
 
     name: str
     task: str | dict  # of what the rows are: the name of a task, or {schema: FILE}
@@ -83,7 +83,7 @@ def _check_value(field, value, path: str | Path) -> None:
     if field.type in (list, tuple):
         wrong = wrong or not all(isinstance(item, str) and item.strip() for item in value)
     if wrong:
-        wanted = "a list of texts" if field.type in (list, tuple) else getattr(field.type, "__name__", "text")
+        wanted = "a list of texts, none of them blank" if field.type in (list, tuple) else getattr(field.type, "__name__", "text")
         raise UserError(f"{field.name} is {json_name(value)}", path, f"it must be {wanted}")
     if field.name in ("rows", "temperature", "similarity") and value < 0:
         raise UserError(f"{field.name} is negative", path, "it must be 0 or more")
@@ -216,7 +216,7 @@ def judge_answer(task: Task, question: dict, reply: Reply) -> tuple[str, str]:
 # %% ../nbs/train/04_teach.ipynb #draft
 @dataclass
 class Draft:
-    "Hold one draft on its way."
+    "Hold one draft: what was asked for, what came, and why it is rejected."
 
     cell: dict  # what was planned
     prompt: str = ""
@@ -245,7 +245,7 @@ def _replies(endpoint: Endpoint, label: str, bodies: list[dict], quiet: bool) ->
 
 # %% ../nbs/train/04_teach.ipynb #stages
 def write_messages(plan: Plan, drafts: list[Draft], endpoint: Endpoint, model: str, quiet: bool = True) -> None:
-    "Let the model write the messages; reject what is none, and near-duplicates."
+    "Let the model write the messages; reject replies that are no message, and near-duplicates."
     bodies = [plan.message_request(draft.cell, model) for draft in drafts]
     seen = plan.prompts_to_avoid()
     for draft, reply in zip(drafts, _replies(endpoint, "messages", bodies, quiet)):
@@ -311,7 +311,7 @@ CHARACTERS_PER_TOKEN = 4
 
 
 class _Replay:
-    "Give what is recorded, and note what is not."
+    "Stand in for an endpoint: reply from its log, and collect the requests that are not in it."
 
     def __init__(self, endpoint: Endpoint):
         self.name, self.known, self.missing = endpoint.name, endpoint.recorded(), []

@@ -218,6 +218,22 @@ def grpo() -> str | None:
     return failed((code, output))
 
 
+def broken_inputs() -> str | None:
+    "Give the commands broken schemas, rows and servers; says so if the package openai is not installed."
+    code, output = FORKS.run(ROOT / "tests/broken_inputs.py")
+    if not code and "skipped" in output:
+        print(output.strip().splitlines()[0])
+    return failed((code, output))
+
+
+def llama_server() -> str | None:
+    "Ask llama-cpp-python's server; says so if it is not installed."
+    code, output = python("tests/llama_server.py")
+    if not code:
+        print(output.strip())
+    return failed((code, output))
+
+
 def fuzz() -> str | None:
     "Put random schemas and texts through prompt, grammar and judging, and walk through the grammars of answers."
     return failed(FORKS.run(ROOT / "tests/fuzz_schemas.py")) or failed(FORKS.run(ROOT / "tests/fuzz_grounding.py"))
@@ -228,8 +244,24 @@ def jobs(slow: bool) -> dict[str, Callable[[], str | None]]:
     found = [p for folder in ("nbs", "examples") for p in sorted((ROOT / folder).rglob("*.ipynb"))]
     notebooks = [p for p in found if ".ipynb_checkpoints" not in p.parts]
     named = {str(p.relative_to(ROOT)): lambda p=p: notebook(p, slow) for p in notebooks}
-    checks = (lint, architecture, drift, dataset, commands, readme, examples, grpo, fuzz, wheel, lab, page, app_page)
-    return named | {check.__name__: check for check in checks}
+    checks = (
+        lint,
+        architecture,
+        drift,
+        dataset,
+        commands,
+        readme,
+        examples,
+        grpo,
+        fuzz,
+        broken_inputs,
+        wheel,
+        lab,
+        page,
+        app_page,
+    )
+    real = (llama_server,) if slow else ()
+    return named | {check.__name__: check for check in (*checks, *real)}
 
 
 def timed(name: str, job: Callable[[], str | None]) -> tuple[str, str | None, float]:

@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from importlib.util import find_spec
 from pathlib import Path
@@ -107,7 +107,7 @@ def _read_reply(text: str, latency_ms: float) -> Reply:
 # %% ../../nbs/engine/13_remote.ipynb #endpoint
 @dataclass
 class Endpoint:
-    "Ask one server. `check` finds out if it is there."
+    "Send requests to one server, many at a time; `check` raises an error if it is not there."
 
     url: str
     api_key_env: str = ""  # the environment variable that holds the key; empty: the server needs none
@@ -117,11 +117,13 @@ class Endpoint:
     retries: int = 6  # of a request, after 429, 5xx, a timeout or a broken connection
     name: str = ""  # under which replies are recorded, if the address is another one each time; empty: the address
     log: JsonlLog | None = None  # where replies are recorded; those in it are not asked for again
+    extra: dict = field(default_factory=dict)  # more keys of every request, which OpenAI's API does not know
 
     def __post_init__(self):
         self.url, self._key, self.models, self._next = check_url(self.url), read_key(self.api_key_env), [], 0.0
-        self.name = self.name or self.url
+        self.name = " ".join([self.name or self.url, *([json.dumps(self.extra, sort_keys=True)] if self.extra else [])])
         self.sampled = False  # True: the server took no temperature 0
+        self.json_object = False  # True: the server takes a schema as llama-cpp-python's does, see `_as_json_object`
 
     def _client(self, cls, **options):
         "Return a client of this server; nothing of the environment but the proxies goes into its requests."
@@ -218,8 +220,18 @@ def _status_hint(self: Endpoint, status: int) -> str:
 _CONTEXT = re.compile(r"context.{0,20}(length|size|window)|(exceed|longer|larger|too long).{0,80}context", re.I)
 
 
+def _as_json_object(body: dict) -> dict:
+    "Return a request whose schema, if it has one, is sent as llama-cpp-python's server reads it."
+    held = body.get("response_format") or {}
+    if held.get("type") != "json_schema":
+        return body
+    return {**body, "response_format": {"type": "json_object", "schema": held["json_schema"]["schema"]}}
+
+
 def _adapted(body: dict, said: str) -> dict | None:
     "Return a request as the server wants it, by what it says of this one; None if that is not known."
+    if "json_object" in said and _as_json_object(body) != body:
+        return _as_json_object(body)
     if "max_completion_tokens" in said and "max_tokens" in body:  # OpenAI's newer models
         rest = {key: value for key, value in body.items() if key != "max_tokens"}
         return {**rest, "max_completion_tokens": body["max_tokens"]}
@@ -231,18 +243,20 @@ def _adapted(body: dict, said: str) -> dict | None:
 @patch
 async def _ask_one(self: Endpoint, client, body: dict) -> Reply | EndpointError:
     "Return the reply to one request, or why there is none."
-    openai = import_openai()
+    openai, body = import_openai(), _as_json_object(body) if self.json_object else body
     try:
         began = time.perf_counter()
-        raw = await client.chat.completions.with_raw_response.create(**body)
+        raw = await client.chat.completions.with_raw_response.create(**body, extra_body=self.extra or None)
         return _read_reply(raw.text, 1000 * (time.perf_counter() - began))
-    except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
+    except (openai.BadRequestError, openai.UnprocessableEntityError, openai.InternalServerError) as error:
         said = _server_words(error)
         if _CONTEXT.search(said):
             return Reply("", "too_long")
-        changed = _adapted(body, said)
-        self.sampled |= bool(changed) and "temperature" not in changed
-        return await self._ask_one(client, changed) if changed else self._explain(error)
+        if (changed := _adapted(body, said)) is None:
+            return self._explain(error)
+        self.sampled |= "temperature" not in changed
+        self.json_object |= (changed.get("response_format") or {}).get("type") == "json_object"
+        return await self._ask_one(client, changed)
     except (openai.OpenAIError, ValueError) as error:
         return self._explain(error)
 
@@ -432,14 +446,16 @@ def continue_prompts(self: Remote, prompts: list[list[int]], max_new_tokens: int
 
 @patch
 def first_logits(self: Remote, prompts: list[list[int]], tokens: list[int]) -> list[list[float]]:
-    "Return which of `tokens`, the first characters of the choices, the model's reply begins with: 0, else -30."
+    """Return a number for each prompt and token, in the place of logits: 0 for the one of `tokens`, the first
+    characters of the choices, that the model's reply begins with, -30 for the others."""
     begins = [re.sub(r"^\W+", "", text).lower()[:1] for text in self.continue_prompts(prompts, 8)]
     return [[0.0 if chr(token).lower() == first else -30.0 for token in tokens] for first in begins]
 
 
 @patch
 def log_likelihoods(self: Remote, prompts: list[list[int]], endings: list[list[list[int]]]) -> list[list[float]]:
-    "Return which of a prompt's `endings` the model's reply is, by letter case and marks apart: 0, else -30."
+    """Return a number for each prompt and ending, in the place of log-likelihoods: 0 for the one of a prompt's
+    `endings` that the model replies (letter case and punctuation do not count), -30 for the others."""
     replies = [re.sub(r"[^\w -]", "", text).strip().lower() for text in self.continue_prompts(prompts, 16)]
     texts = [[self.tokenizer.decode(ending).lower() for ending in own] for own in endings]
     return [[0.0 if text == reply else -30.0 for text in own] for reply, own in zip(replies, texts)]
@@ -480,7 +496,20 @@ _HELP = {
     "concurrency": "requests at a time",
     "requests_per_minute": "at most, repetitions included (default: as many as the server takes)",
     "request_timeout": "seconds to wait for a byte of an answer",
+    "extra_body": "more keys of every request, in JSON: llama-cpp-python's server punishes repetitions, which JSON is "
+    'full of, unless it is told {"repeat_penalty": 1}',
 }
+
+
+def _json_object(text: str) -> dict:
+    "Parse a JSON object (an argparse type)."
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f'{text[:80]!r} is no JSON object such as {{"repeat_penalty": 1}}')
+    return value
 
 
 def add_endpoint_options(parser: argparse.ArgumentParser, required: bool = False) -> None:
@@ -490,13 +519,14 @@ def add_endpoint_options(parser: argparse.ArgumentParser, required: bool = False
     parser.add_argument("--api_key_env", metavar="VAR", default="", help=_HELP["api_key_env"])
     for name, default in (("concurrency", 8), ("requests_per_minute", 0), ("request_timeout", 300)):
         parser.add_argument(f"--{name}", type=positive_int, metavar="N", default=default, help=_HELP[name])
+    parser.add_argument("--extra_body", type=_json_object, metavar="JSON", help=_HELP["extra_body"])
 
 
 def endpoint_of(a: argparse.Namespace) -> Endpoint:
     "Return the server that the arguments name. `UserError` if it cannot be asked."
     import_openai()
     limits = {"concurrency": a.concurrency, "requests_per_minute": a.requests_per_minute}
-    return Endpoint(a.endpoint, a.api_key_env, **limits, timeout=a.request_timeout)
+    return Endpoint(a.endpoint, a.api_key_env, **limits, timeout=a.request_timeout, extra=a.extra_body or {})
 
 # %% ../../nbs/engine/13_remote.ipynb #vllm-server
 _NOT_PLAIN = ("use_dora", "modules_to_save", "lora_bias", "trainable_token_indices", "target_parameters")

@@ -356,6 +356,7 @@ FAULTS: dict[str, Callable[[_ChatHandler], None]] = {
     "cut stream": _cut_stream,
     "half": lambda handler: handler.reply(200, '{"choices": ['),  # whole as HTTP, but no JSON
     "list": lambda handler: handler.reply(200, "[]"),
+    "no choices": lambda handler: handler.reply(200, '{"choices": [], "usage": null}'),
     "page": lambda handler: handler.reply(200, "<html>Sign in</html>", "text/html"),
     "reset": lambda handler: None,  # the connection ends without a reply
     "slow": lambda handler: handler.server.owner.closing.wait(30),

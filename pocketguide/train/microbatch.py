@@ -95,6 +95,8 @@ class Layout:
     max_rows: int = 8  # examples of a microbatch
     max_length: int = 2048  # tokens of an example
     round_to: int = 1  # sizes are rounded up to multiples of this
+    # Packed on a CPU: tokens that all examples of a microbatch begin with, such as the system prompt, are computed once
+    share_prefix: bool = False
 
     def targets(self, at: torch.Tensor, labels: torch.Tensor) -> dict:
         "Return `at` (n,) and `shift_labels` (n,), filled up to a rounded size with positions outside the loss."
@@ -102,23 +104,42 @@ class Layout:
         return {"at": F.pad(at, (0, fill)), "shift_labels": F.pad(labels, (0, fill), value=IGNORE)}
 
 # %% ../../nbs/train/01_microbatch.ipynb #packed
+def _shared_prefix(items: list[dict]) -> int:
+    "Return how many tokens all `items` begin with; the token that predicts an item's first target is never among them."
+    first_targets = [int((torch.as_tensor(x["labels"]) != IGNORE).int().argmax()) for x in items]
+    most = max(0, min(first_targets) - 1)
+    beginnings = torch.stack([torch.as_tensor(x["input_ids"])[:most] for x in items])
+    return int((beginnings == beginnings[0]).all(0).int().cumprod(0).sum())
+
+
+def _without_prefix(items: list[dict], shared: int) -> list[dict]:
+    "Return `items` as sequences: the `shared` tokens that they begin with, if any, then what each has after them."
+    first = [{key: items[0][key][:shared] for key in ("input_ids", "labels")}] if shared else []
+    return first + [{key: x[key][shared:] for key in ("input_ids", "labels")} for x in items]
+
+
 def _pack(layout: Layout, items: list[dict]) -> dict:
     "Return `items` as one row; see `Layout.microbatches`."
+    shared = _shared_prefix(items) if layout.share_prefix and len(items) > 1 else 0
+    items = _without_prefix(items, shared)
+    begins = [shared if i and shared else 0 for i in range(len(items))]
     lengths, rounded = [len(x["input_ids"]) for x in items], layout.round_to > 1
     used, size = sum(lengths), _round_up(sum(lengths), layout.round_to)
     ids = torch.cat([torch.as_tensor(x["input_ids"]) for x in items])
     next_labels = torch.cat([F.pad(torch.as_tensor(x["labels"])[1:], (0, 1), value=IGNORE) for x in items])
     if size > used:  # the filling is a sequence, too: attention kernels leave tokens of no sequence undefined
         lengths.append(size - used)
+        begins.append(0)
     bounds = torch.tensor([0, *lengths]).cumsum(0)
     if rounded:  # empty sequences at the end, up to a power of two
         bounds = F.pad(bounds, (0, _next_power_of_two(len(lengths)) + 1 - len(bounds)), value=size)
     at = (next_labels != IGNORE).nonzero()[:, 0]
     return {
         "input_ids": F.pad(ids, (0, size - used), value=layout.pad)[None],
-        "position_ids": torch.cat([torch.arange(n) for n in lengths])[None],
+        "position_ids": torch.cat([torch.arange(n) + begin for n, begin in zip(lengths, begins)])[None],
         "cu_seq_lens_q": bounds.int(),
         "max_length_q": max(layout.max_length, layout.round_to) if rounded else max(lengths),
+        **({"shared_prefix": shared} if shared else {}),
         **layout.targets(at, next_labels[at]),
     }
 
@@ -140,33 +161,50 @@ def microbatches(self: Layout, items: list[dict]) -> list[dict]:
     """Return the microbatches of `items` (`input_ids` and `labels`, each (length,)) as the model's keyword arguments.
 
     Padded: `input_ids` (b, t). Packed: `input_ids` and `position_ids` (1, t), `cu_seq_lens_q` (n + 1,), which holds the
-    start of each sequence and the end of the last, and `max_length_q`. Both: `at` and `shift_labels` (targets,)."""
-    plan = plan_microbatches([len(x["input_ids"]) for x in items], self.max_tokens, self.max_rows, not self.packed)
+    start of each sequence and the end of the last, and `max_length_q`; `shared_prefix` if the first sequence is what
+    all others go on from. Both: `at` and `shift_labels` (targets,)."""
+    shared = _shared_prefix(items) if self.share_prefix and self.packed and items else 0
+    lengths, room = [len(x["input_ids"]) - shared for x in items], max(1, self.max_tokens - shared)
+    plan = plan_microbatches(lengths, room, self.max_rows, not self.packed)
     return [(_pack if self.packed else _pad)(self, [items[i] for i in part]) for part in plan]
 
 # %% ../../nbs/train/01_microbatch.ipynb #packed-2
 PACKED = "pocketguide_packed"  # the name under which transformers knows `packed_attention`
 
 
+def _attend(query, key, value, start: int, end: int, shared: int, **how) -> torch.Tensor:
+    "Return the attention of the sequence from `start` to `end`, which goes on from the row's first `shared` tokens."
+    seen, own = [x[:, :, start:end] for x in (key, value)], end - start
+    if shared:
+        seen = [torch.cat([x[:, :, :shared], part], 2) for x, part in zip((key, value), seen)]
+    mask = torch.ones(own, shared + own, dtype=torch.bool, device=query.device).tril(shared) if shared else None
+    return F.scaled_dot_product_attention(query[:, :, start:end], *seen, mask, is_causal=not shared, **how)
+
+
 def packed_attention(
-    module, query, key, value, attention_mask, scaling=None, cu_seq_lens_q=None, max_length_q=None, **kwargs
+    module,
+    query,
+    key,
+    value,
+    attention_mask,
+    scaling=None,
+    cu_seq_lens_q=None,
+    max_length_q=None,
+    shared_prefix=0,
+    **kwargs,
 ):
     """Compute causal attention within sequences: query (1, heads, t, d), key and value (1, kv heads, t, d) -> (1, t,
-    heads, d). Without bounds, the usual attention."""
+    heads, d). With `shared_prefix` (on a CPU) the first sequence has so many tokens, and the others go on from it.
+    Without bounds, the usual attention."""
     if cu_seq_lens_q is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     if query.is_cuda:  # the kernel under torch's own nested tensors; (t, heads, d)
         q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
         limits = (cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q)
         return torch.ops.aten._flash_attention_forward(q, k, v, *limits, 0.0, True, False, scale=scaling)[0][None], None
-    bounds, grouped = cu_seq_lens_q.tolist(), query.shape[1] != key.shape[1]
-    parts = [
-        F.scaled_dot_product_attention(
-            *(x[:, :, a:b] for x in (query, key, value)), is_causal=True, scale=scaling, enable_gqa=grouped
-        )
-        for a, b in zip(bounds, bounds[1:])
-        if b > a
-    ]
+    bounds, how = cu_seq_lens_q.tolist(), {"scale": scaling, "enable_gqa": query.shape[1] != key.shape[1]}
+    spans = [(a, b) for a, b in zip(bounds, bounds[1:]) if b > a]
+    parts = [_attend(query, key, value, a, b, shared_prefix if a else 0, **how) for a, b in spans]
     return torch.cat(parts, 2).transpose(1, 2), None
 
 

@@ -481,7 +481,8 @@ def layout_for(cfg: Config, model, tokenizer) -> Layout:
     tokens = cfg.training.micro_batch_tokens or microbatch_tokens(model, r.gradient_checkpointing, graphed)
     # Coarse sizes for graphs: each new shape costs half a second once, the padding a few per cent
     round_to = 1024 if graphed else 1
-    return Layout(tokenizer.pad_token_id, packed, tokens, rows, cfg.data.max_seq_len, round_to=round_to)
+    shared = packed and not cuda  # the flash kernel of a GPU knows no prefix, and time is short there anyway
+    return Layout(tokenizer.pad_token_id, packed, tokens, rows, cfg.data.max_seq_len, round_to, shared)
 
 # %% ../../nbs/02_train.ipynb #targettrainer
 class TargetTrainer(Trainer):
