@@ -83,7 +83,11 @@ def _check_value(field, value, path: str | Path) -> None:
     if field.type in (list, tuple):
         wrong = wrong or not all(isinstance(item, str) and item.strip() for item in value)
     if wrong:
-        wanted = "a list of texts, none of them blank" if field.type in (list, tuple) else getattr(field.type, "__name__", "text")
+        wanted = (
+            "a list of texts, none of them blank"
+            if field.type in (list, tuple)
+            else getattr(field.type, "__name__", "text")
+        )
         raise UserError(f"{field.name} is {json_name(value)}", path, f"it must be {wanted}")
     if field.name in ("rows", "temperature", "similarity") and value < 0:
         raise UserError(f"{field.name} is negative", path, "it must be 0 or more")
