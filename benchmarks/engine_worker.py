@@ -80,7 +80,7 @@ def write_prompts(job: dict, file: Path) -> None:
 
 
 def prepare(job: dict) -> None:
-    "Write what all others read: prompts, unless they are there, the merged model, and the tables that `make base` makes."
+    "Write what all others read: prompts, unless they are there, the merged model, the tables of places."
     folder = Path(job["folder"])
     find_place("Two days in Oslo")
     if not (folder / "prompts.json").exists():
