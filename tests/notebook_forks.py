@@ -35,12 +35,13 @@ def load() -> None:
             with contextlib.suppress(ImportError):  # the tests that need it say what is missing
                 importlib.import_module(module)
     from pocketguide.travel.contract import check
-    from pocketguide.travel.grounding import guide_library
+    from pocketguide.travel.grounding import LAYERS, content_folder
+    from pocketguide.travel.library import load_library
     from pocketguide.travel.places import find_place
 
     check("{}")
     find_place("3 days in Lisbon")
-    guide_library()
+    load_library(content_folder(), LAYERS)
     gc.collect()
     gc.freeze()  # no fork looks through all this again
 
