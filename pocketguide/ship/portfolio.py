@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['SUITES', 'CONTENT', 'MARKS', 'NUMBER_MARKS', 'READING_MARKS', 'HUB_NAMES', 'BOARD_WATTS', 'GRID_GRAMS', 'WIDTH',
-           'PAGE_NOTEBOOK', 'story_runs', 'suites_of', 'content', 'results_rows', 'training_times', 'version_rows',
-           'results_table', 'renew_readme', 'numbers_table', 'training_cost', 'cost_lines', 'card_metadata',
-           'model_card', 'axes', 'figure', 'tiles', 'folded_html', 'picture_html', 'speed_rows', 'plot_speed', 'story',
-           'executed', 'page', 'build_page', 'write_readme', 'write_cards', 'main']
+           'PAGE_NOTEBOOK', 'story_runs', 'suites_of', 'content', 'results_rows', 'training_times', 'beside_vllm',
+           'version_rows', 'results_table', 'renew_readme', 'numbers_table', 'training_cost', 'cost_lines',
+           'card_metadata', 'model_card', 'axes', 'figure', 'tiles', 'folded_html', 'picture_html', 'speed_rows',
+           'plot_speed', 'story', 'executed', 'page', 'build_page', 'write_readme', 'write_cards', 'main']
 
 # %% ../../nbs/ship/06_portfolio.ipynb #imports
 import base64
@@ -125,6 +125,35 @@ def training_times(folder: str | Path) -> str:
         "steps and start-up, `benchmarks/train_speed.py`."
     )
 
+# %% ../../nbs/ship/06_portfolio.ipynb #beside-vllm
+def _both_seconds(row: dict) -> str:
+    "Return the seconds of the engine and of vLLM for one case."
+    return f"{row['ours']['wall_s']:.1f} s ({row['vllm']['wall_s']:.1f})"
+
+
+def beside_vllm(folder: str | Path) -> str:
+    """Return in one sentence how fast the engine is beside vLLM, from `against_vllm.json` in `folder`.
+
+    Empty if the file is not there or a case is missing."""
+    path = Path(folder) / "against_vllm.json"
+    found = read_json(path) if path.exists() else {"cases": []}
+    cases = {(row["case"], row["prompts"]): row for row in found["cases"] if "time_of_vllm_over_ours" in row}
+    said = {
+        ("free", 200): "200 questions",
+        ("free", 2000): "2,000 questions",
+        ("contract", 200): "200 held to the contract",
+    }
+    said |= {("cold", 200): "200 from the start of the process"}
+    seven = [row["time_of_vllm_over_ours"] for (case, _), row in cases.items() if case == "7b"]
+    if not (said.keys() <= cases.keys() and seven):
+        return ""
+    times = "; ".join(f"{what} {_both_seconds(cases[key])}" for key, what in said.items())
+    return (
+        f"The engine beside vLLM {found['vllm_version']} (in brackets) on one {found['device']}, v6, same prompts, "
+        f"greedy: {times}. With Llama-2-7B's shape it has {min(seven):.0%} to {max(seven):.0%} of vLLM's speed. "
+        "`benchmarks/against_vllm.py`."
+    )
+
 # %% ../../nbs/ship/06_portfolio.ipynb #results-table
 MARKS = ("<!-- results:begin -->", "<!-- results:end -->")
 NUMBER_MARKS = ("<!-- numbers:begin -->", "<!-- numbers:end -->")
@@ -148,9 +177,10 @@ def version_rows(runs: list[Run], readings: list[Reading] = ()) -> list[dict]:
 
 
 def results_table(runs: list[Run], bench: str | Path = "benchmarks/results", readings: list[Reading] = ()) -> str:
-    "Return the text between README's markers; training times are read from the measurements in `bench`."
+    "Return the text between README's markers; times are read from the measurements in `bench`."
     source = "Counts, per cent and 95 % interval; written by `python3 -m pocketguide.ship.portfolio --readme`"
-    parts = [markdown_table(version_rows(runs, readings)), f"{source} from the published runs.", training_times(bench)]
+    parts = [markdown_table(version_rows(runs, readings)), f"{source} from the published runs."]
+    parts += [training_times(bench), beside_vllm(bench)]
     return "\n\n".join(filter(None, parts))
 
 # %% ../../nbs/ship/06_portfolio.ipynb #renew-readme
