@@ -34,7 +34,7 @@ SECONDS: dict[str, float] = json.loads(
     (Path(__file__).parent / "seconds.json").read_text()
 )  # of each job; new jobs first
 SCRIPTS = {  # what a job runs in forks, if it is no notebook and no script of the job's name
-    "fuzz": ("tests/fuzz_schemas.py", "tests/fuzz_grounding.py"),
+    "fuzz": ("tests/fuzz_schemas.py", "tests/fuzz_questions.py", "tests/fuzz_grounding.py"),
     "app_page": ("tests/page.py",),
     "page": (),
 }
@@ -235,8 +235,9 @@ def llama_server() -> str | None:
 
 
 def fuzz() -> str | None:
-    "Put random schemas and texts through prompt, grammar and judging, and walk through the grammars of answers."
-    return failed(FORKS.run(ROOT / "tests/fuzz_schemas.py")) or failed(FORKS.run(ROOT / "tests/fuzz_grounding.py"))
+    "Put random schemas, texts and questions through all that reads them, and walk through the grammars of answers."
+    scripts = [ROOT / f"tests/fuzz_{what}.py" for what in ("schemas", "questions", "grounding")]
+    return next(filter(None, (failed(FORKS.run(script)) for script in scripts)), None)
 
 
 def jobs(slow: bool) -> dict[str, Callable[[], str | None]]:
