@@ -228,7 +228,7 @@ def broken_inputs() -> str | None:
 
 def llama_server() -> str | None:
     "Ask llama-cpp-python's server; says so if it is not installed."
-    code, output = python("tests/llama_server.py")
+    code, output = FORKS.run(ROOT / "tests/llama_server.py")
     if not code:
         print(output.strip())
     return failed((code, output))
