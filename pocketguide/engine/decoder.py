@@ -96,6 +96,7 @@ def move_row(self: ConstrainedRows, source: int, target: int) -> None:
     "Continue the answer of row `source` in row `target`."
     self.sync_matchers()
     self.masks.move(source, target)
+    self.on_host[:, target] = self.on_host[:, source]  # its room, which the next step reads before it is copied again
     self.finished[target], self.finished[source] = self.finished[source], True
 
 # %% ../../nbs/engine/10_decoder.ipynb #write-forced-tokens
