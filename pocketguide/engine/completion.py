@@ -48,9 +48,7 @@ class DecodeOptions:
     stop_on_json: bool = True  # stop an answer where text follows its closed JSON
     grammar: object = None  # a `contract.grammar.Grammar` that every answer must fit, None, or a list of one for each
     cuda_graphs: bool = False  # replay decode steps as CUDA graphs; nothing to llama.cpp
-    forced_tokens: bool | None = (
-        True  # write what the grammar forces without a pass for each token; None: `Engine` says
-    )
+    forced_tokens: bool | None = True  # write them without a pass for each; None: as `Engine` does by itself
     stop_on_loop: bool = True  # stop an answer that repeats one block of tokens over and over
 
 # %% ../../nbs/engine/02_completion.ipynb #options-grammars

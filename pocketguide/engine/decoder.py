@@ -155,7 +155,7 @@ class Decoder:
         self.model, self.cache, self.steps, self.cuda_graphs = model, cache, steps, cuda_graphs
         self.grammar, self.constrained = grammar, ConstrainedRows(cache, grammar) if grammar else None
         self.fused = FusedStep(model, cache) if can_fuse(model) else None
-        self.forced_tokens = forced_tokens and bool(self.fused or not cuda_graphs)
+        self.forced_tokens = bool(forced_tokens and self.constrained and (self.fused or not cuda_graphs))
         self.ahead = cache.row_ids.new_zeros(cache.size, 1 + AHEAD)  # as `send_forced_tokens` writes it
         self.windowed = any((attention_windows(model.config) or {}).values())
         self.graphs: dict[int, list[torch.cuda.CUDAGraph]] = {}  # by window: the step, whole or in its two halves
@@ -232,7 +232,7 @@ def _choose_tokens(self: Decoder, rows: torch.Tensor, logits: torch.Tensor) -> N
 def _forward_step(self: Decoder) -> None:
     "Run the first half of a step: compute the logits of the active rows, (b, vocab)."
     if self.fused:
-        return self._forward_fused_forced() if self.forced_tokens and self.constrained else self._forward_fused()
+        return self._forward_fused_forced() if self.forced_tokens else self._forward_fused()
     cache, b = self.cache, self.cache.active
     lengths = cache.lengths[:b, None]
     mask = self._masks(lengths[:, None], cache.window)  # (b, 1, 1, window): a row sees its own tokens

@@ -407,9 +407,9 @@ def _scans_json(self: _Batch, row: _ActiveRow) -> bool:
 @patch
 def _skim_tokens(self: _Batch, row: _ActiveRow, fresh: list[int]) -> int | None:
     "Do what `_read_tokens` does where only a loop can stop a row and nobody listens."
-    tokens = fresh[:-1] if fresh and fresh[-1] in self.engine.ends else fresh  # an end is the last of a row
     if not self.options.stop_on_loop:
         return None
+    tokens = fresh[:-1] if fresh and fresh[-1] in self.engine.ends else fresh  # an end is the last of a row
     stop = row.loop.feed_all(tokens, [self.engine.is_number(token) for token in tokens])
     if stop is None:
         return None

@@ -142,14 +142,15 @@ def beside_vllm(folder: str | Path) -> str:
         ("free", 200): "200 questions",
         ("free", 2000): "2,000 questions",
         ("contract", 200): "200 held to the contract",
+        ("cold", 200): "200 from the start of the process",
     }
-    said |= {("cold", 200): "200 from the start of the process"}
     seven = [row["time_of_vllm_over_ours"] for (case, _), row in cases.items() if case == "7b"]
     if not (said.keys() <= cases.keys() and seven):
         return ""
     times = "; ".join(f"{what} {_both_seconds(cases[key])}" for key, what in said.items())
+    name = Run(Path(found["run"])).name
     return (
-        f"The engine beside vLLM {found['vllm_version']} (in brackets) on one {found['device']}, v6, same prompts, "
+        f"The engine beside vLLM {found['vllm_version']} (in brackets) on one {found['device']}, {name}, same prompts, "
         f"greedy: {times}. With Llama-2-7B's shape it has {min(seven):.0%} to {max(seven):.0%} of vLLM's speed. "
         "`benchmarks/against_vllm.py`."
     )
