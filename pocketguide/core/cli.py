@@ -64,12 +64,15 @@ def complain(e: UserError) -> None:
 
 # %% ../../nbs/core/02_cli.ipynb #command
 def command(main):
-    "Wrap a command's `main(argv=None)`: `UserError` becomes one line and exit 2, Ctrl-C one line and exit 130."
+    """Wrap a command's `main(argv=None)`: `UserError` becomes one line and exit 2, Ctrl-C one line and exit 130,
+    an output that nobody reads any more exit 141."""
 
     @functools.wraps(main)
     def run(argv=None):
         try:
-            return main(argv)
+            result = main(argv)
+            sys.stdout.flush()  # here, where a reader that is gone is no traceback
+            return result
         except UserError as e:
             # Ranks mostly fail alike: the first one prints the error, and torchrun ends the others while they wait.
             # An error that only another rank has is still printed.
@@ -80,6 +83,9 @@ def command(main):
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             sys.exit(130)
+        except BrokenPipeError:  # as in `... | head -1`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still to be written
+            sys.exit(141)
 
     return run
 

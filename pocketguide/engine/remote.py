@@ -15,12 +15,13 @@ import json
 import os
 import queue
 import re
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from importlib.util import find_spec
@@ -530,10 +531,19 @@ def endpoint_of(a: argparse.Namespace) -> Endpoint:
 
 # %% ../../nbs/engine/13_remote.ipynb #vllm-server
 _NOT_PLAIN = ("use_dora", "modules_to_save", "lora_bias", "trainable_token_indices", "target_parameters")
+_VLLM_AT_ONCE = 256  # requests at a time; vLLM makes its batches of them
 _LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM makes room for
 
 
-def vllm_command(base: str, adapter: Path, name: str, port: int, dtype: str, gpus: int) -> list[str]:
+def vllm_command(
+    base: str,
+    adapter: Path,
+    name: str,
+    port: int,
+    dtype: str,
+    gpus: int,
+    more: Sequence[str] = (),  # further options of vLLM's server; those given twice count last
+) -> list[str]:
     "Return the command that serves a base model as `base` and its plain LoRA adapter as `name`."
     settings = read_json(adapter / "adapter_config.json", "adapter's config")
     if other := [key for key in _NOT_PLAIN if settings.get(key)]:
@@ -543,11 +553,22 @@ def vllm_command(base: str, adapter: Path, name: str, port: int, dtype: str, gpu
     served = ["--model", base, "--served-model-name", "base", "--enable-lora", "--lora-modules", f"{name}={adapter}"]
     sizes = ["--max-lora-rank", str(room), "--tensor-parallel-size", str(max(1, gpus)), "--dtype", dtype]
     start = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1", "--port", str(port)]
-    return [*start, *served, *sizes]
+    return [*start, *served, *sizes, *more]
+
+
+def _end_group(process: subprocess.Popen, patience: float = 30.0) -> None:
+    "End a process and its children, which hold the GPU's memory: by SIGTERM, after `patience` seconds by SIGKILL."
+    for end in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):  # all of them have ended
+            os.killpg(process.pid, end)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(patience)
 
 
 @contextlib.contextmanager
-def vllm_server(base: str, adapter: Path, name: str, dtype: str = "auto", gpus: int = 1) -> Iterator[Endpoint]:
+def vllm_server(
+    base: str, adapter: Path, name: str, dtype: str = "auto", gpus: int = 1, more: Sequence[str] = ()
+) -> Iterator[Endpoint]:
     "Start vLLM's server for the time of a `with` block; yields it when it answers. `UserError` if it does not start."
     if find_spec("vllm") is None:
         how = "install it where its PyTorch fits (pip install vllm), or name a server of it with --endpoint"
@@ -555,12 +576,10 @@ def vllm_server(base: str, adapter: Path, name: str, dtype: str = "auto", gpus: 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command, server = (
-        vllm_command(base, adapter, name, port, dtype, gpus),
-        Endpoint(f"http://127.0.0.1:{port}/v1", name="vllm"),
-    )
+    command = vllm_command(base, adapter, name, port, dtype, gpus, more)
+    server = Endpoint(f"http://127.0.0.1:{port}/v1", concurrency=_VLLM_AT_ONCE, name="vllm")
     with tempfile.TemporaryFile("w+") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log)
+        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
         try:
             while name not in server.models:
                 if process.poll() is not None:
@@ -574,5 +593,4 @@ def vllm_server(base: str, adapter: Path, name: str, dtype: str = "auto", gpus: 
                     server.check()
             yield server
         finally:
-            process.kill()
-            process.wait()
+            _end_group(process)

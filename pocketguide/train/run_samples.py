@@ -732,6 +732,7 @@ _HELP = {
     "fail_if_worse": "with --against: exit with code 1 if a rate is significantly worse",
     "alpha": "below which p a difference is significant",
     "engine": "own, or vllm: vLLM's server, started for this, with the base model and the adapter of one run",
+    "engine_args": "with --engine vllm: more options of its server, as one text: '--gpu-memory-utilization 0.6'",
     "base_model": "with --endpoint: the name of the base model there, for the other side of the comparison; without it "
     "both sides are the answers of --model. Prompts are those of --run_dir, if there is one; results go below "
     "RUN_DIR/endpoints, or runs/endpoints",
@@ -761,6 +762,7 @@ def _parser() -> Parser:
     p.add_argument("--fail_if_worse", action="store_true", help=_HELP["fail_if_worse"])
     p.add_argument("--alpha", type=_probability, default=0.05, help=_HELP["alpha"])
     p.add_argument("--engine", choices=("own", "vllm"), default="own", help=_HELP["engine"])
+    p.add_argument("--engine_args", metavar="OPTIONS", type=shlex.split, default=(), help=_HELP["engine_args"])
     add_endpoint_options(p)
     p.add_argument("--base_model", metavar="NAME", default="", help=_HELP["base_model"])
     add_shared(p, "quiet")
@@ -851,6 +853,8 @@ def _served_settings(a: argparse.Namespace) -> EvalSettings:
     "Return the settings of an evaluation by another engine. `UserError` for what it cannot do."
     if a.endpoint and a.engine != "own":
         raise UserError("--endpoint and --engine vllm name two engines", "--engine", "leave one of the two out")
+    if a.engine_args and a.engine != "vllm":
+        raise UserError("--engine_args are options of vLLM's server", "--engine_args", "add --engine vllm")
     if a.endpoint and not a.model:
         raise UserError("--endpoint needs the name of a model there", "--model", "add --model NAME")
     if len(a.run_dir or ()) > 1 or (a.engine == "vllm" and not a.run_dir):
@@ -876,7 +880,7 @@ def _served_engine(a: argparse.Namespace, task: Task, settings: EvalSettings, ru
         yield Remote(endpoint, a.model, *held, a.base_model)
         return
     base, gpus = base_path(run.config.base_model_id), torch.cuda.device_count()
-    with vllm_server(base, run.adapter, run.name, settings.dtype, gpus) as endpoint:
+    with vllm_server(base, run.adapter, run.name, settings.dtype, gpus, a.engine_args) as endpoint:
         yield Remote(endpoint, run.name, *held, "base")
 
 # %% ../../nbs/03_batched_eval.ipynb #main-served

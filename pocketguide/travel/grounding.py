@@ -40,6 +40,7 @@ from .prompts import Classification, topic_likelihoods
 from .questions import BEFOREHAND, Request, is_tropical, unwanted_pattern
 from .reading import Reading, read_question
 from .retrieve import ASKED, FITS, SERIOUS_FITS, Candidate, Retriever
+from .sights import current_sights
 
 # %% ../../nbs/travel/14_grounding.ipynb #guide-library
 LAYERS = ("v2", "v3", "v4", "v5")  # of the library that grounded answers are written from
@@ -674,7 +675,7 @@ def answer_grammar(
     question: str, payload_type: str, entry: dict, library: dict, sights: str | Path | None = None
 ) -> str:
     "Return the grammar of the answer to a question, in Lark. `sights` is their folder; None: beside the library."
-    return author_of(question, payload_type, entry, library).write(sights or content_folder() / "sights")
+    return author_of(question, payload_type, entry, library).write(sights or current_sights(content_folder()))
 
 
 @patch
@@ -845,7 +846,7 @@ def _recognised(
 
 def _sights(own) -> tuple[Path, ...]:
     "Return the folders of sights, those of a guide of one's own first."
-    return (*([own.sights] if own and own.sights else []), content_folder() / "sights")
+    return (*([own.sights] if own and own.sights else []), current_sights(content_folder()))
 
 
 def ground_question(question: dict, classification: Classification | None, library: dict, own=None) -> Grounded:

@@ -29,7 +29,7 @@ from ..core.files import cache_dir, file_hash, packed, read_jsonl, read_text, tr
 from ..core.stats import markdown_table
 from .contract import PAYLOAD_TYPES
 from .gazetteer import country_code, fold
-from .sights import read_sights
+from .sights import current_sights, read_sights
 
 # %% ../../nbs/travel/08_library.ipynb #pick-one
 def pick_one(rng: random.Random, seq: Sequence):
@@ -656,7 +656,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = _parser().parse_args(argv)
     library = load_library(args.content, args.layers)
     if args.coverage:
-        sights = read_sights(Path(args.content) / "sights")
+        sights = read_sights(current_sights(args.content))
         print(coverage_report(library, sights, read_jsonl(args.labels, ("id", "entries"), kind="labels")))
         return
     found = _new_findings(args.content, args.layers) if args.lint else []
