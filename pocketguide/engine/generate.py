@@ -24,7 +24,7 @@ from ..core.errors import UserError
 from .chat import stop_tokens
 from .completion import Completion, DecodeOptions, JsonScan, LoopScan, TextStream, common_prefix
 from .decoder import WINDOW, Decoder, generate_alone
-from .fusion import fewer_kernels
+from .fusion import fewer_kernels, packed_linears
 from .models import check_tokens, context_length, model_sizes
 from .static_cache import StaticKVCache, static_positions, use_static_cache_attention
 
@@ -478,7 +478,7 @@ def _stream_batches(
         size = self._next_size([prompts[i] for i in left], [how.max_new_tokens[i] for i in left], room)
         batch, failed = _Batch(self, how, prompts, waiting, size, on_token), False
         try:
-            with fewer_kernels(self.model) if how.cuda_graphs else contextlib.nullcontext():
+            with self._faster_kernels(how):
                 yield from batch.run(progress)
         except (RuntimeError, MemoryError) as e:
             if not _is_out_of_memory(e):
@@ -489,6 +489,16 @@ def _stream_batches(
         if failed:
             room = self._smaller_room(batch)
         del batch
+
+
+@patch
+def _faster_kernels(self: Engine, how: DecodeOptions):
+    "Return the context in which the model decodes: fewer kernels on a GPU, packed weights on a CPU with room for them."
+    if how.cuda_graphs:
+        return fewer_kernels(self.model)
+    weights = sum(p.nbytes for p in self.model.parameters())
+    room = self.device.type == "cpu" and 2 * weights < free_bytes(self.device)
+    return packed_linears(self.model) if room else contextlib.nullcontext()
 
 
 @patch

@@ -228,6 +228,7 @@ class LoadedModel:
 def load_torch(run_dir: Path, dtype: str, device: str, max_new_tokens: int, constrained: bool) -> LoadedModel:
     "Load a run's base model with its adapter merged for good, in the batched engine."
     from pocketguide.engine.adapters import merge_adapter, own_tokenizer
+    from pocketguide.engine.fusion import pack_linears
     from pocketguide.engine.generate import Engine, end_tokens
     from pocketguide.engine.models import load_model, load_tokenizer
     from pocketguide.train.run_samples import open_evaluable
@@ -236,6 +237,7 @@ def load_torch(run_dir: Path, dtype: str, device: str, max_new_tokens: int, cons
     tokenizer = own_tokenizer(run.adapter, cfg.base_model_id) or load_tokenizer(cfg.base_model_id)
     base = load_model(cfg.base_model_id, dtype, device, cfg.runtime.quantization)
     model = merge_adapter(base, run.adapter)
+    pack_linears(model)  # for good: its weights do not change any more
     engine, ends = Engine(model, tokenizer, 1, max_new_tokens), end_tokens(model, tokenizer)
     return LoadedModel(engine, engine.max_length or 10**9, constrained, model.config.vocab_size, ends)
 
