@@ -17,7 +17,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from fastcore.basics import patch
+from transformers import DynamicCache
 
 from ..contract.grammar import Grammar
 from ..core.errors import UserError
@@ -26,7 +28,12 @@ from .completion import Completion, DecodeOptions, JsonScan, LoopScan, TextStrea
 from .decoder import WINDOW, Decoder, generate_alone
 from .fusion import fewer_kernels, packed_linears
 from .models import check_tokens, context_length, model_sizes
-from .static_cache import StaticKVCache, static_positions, use_static_cache_attention
+from pocketguide.engine.static_cache import (
+    StaticKVCache,
+    attention_windows,
+    static_positions,
+    use_static_cache_attention,
+)
 
 # %% ../../nbs/engine/11_generate.ipynb #row
 def end_tokens(model, tokenizer) -> set[int]:
@@ -592,15 +599,32 @@ def first_logits(self: Engine, prompts: list[list[int]], tokens: list[int]) -> l
 
 
 @patch
+def _read_prefix(self: Engine, prompts: list[list[int]]) -> tuple[int, DynamicCache | None]:
+    "Read what prompts begin with, once; return its length and a cache that has it for each, (0, None) without one."
+    windows = (attention_windows(self.model.config) or {"unknown": 1}).values()
+    prefix = [] if any(windows) else common_prefix(prompts)
+    if not prefix:
+        return 0, None
+    cache, ids = DynamicCache(), torch.tensor([prefix], device=self.device)
+    self.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    cache.batch_repeat_interleave(len(prompts))
+    return len(prefix), cache
+
+
+@patch
 def _last_logits(self: Engine, prompts: list[list[int]]) -> torch.Tensor:
     "Return the logits after the last token of each prompt, (prompts, vocab), in one pass."
     if not static_positions(self.model.config):  # one prompt, and a family that may not know `logits_to_keep`
         return self.model(input_ids=torch.tensor(prompts, device=self.device), use_cache=False).logits[:, -1]
+    shared, cache = self._read_prefix(prompts)
+    prompts = [p[shared:] for p in prompts]
     longest = max(map(len, prompts))  # padded on the right, where no token looks
     ids = torch.tensor([p + [0] * (longest - len(p)) for p in prompts], device=self.device)
     ends = torch.tensor([len(p) - 1 for p in prompts], device=self.device)
     last, index = torch.unique(ends, return_inverse=True)
-    logits = self.model(input_ids=ids, logits_to_keep=last, use_cache=False).logits  # (b, len(last), vocab)
+    logits = self.model(  # (b, len(last), vocab)
+        input_ids=ids, logits_to_keep=last, past_key_values=cache, use_cache=cache is not None
+    ).logits
     return logits[torch.arange(len(prompts), device=self.device), index]
 
 # %% ../../nbs/engine/11_generate.ipynb #continue-prompts
@@ -658,11 +682,14 @@ def _predicting(start: int, endings: list[list[int]]) -> list[int]:
 @patch
 def _packed_likelihoods(self: Engine, rows: list[tuple[list[int], list[list[int]]]]) -> list[list[float]]:
     "Return the log-likelihoods of the endings of each (prompt, endings): each ending sees its prompt and itself."
+    shared, cache = self._read_prefix([prompt for prompt, _ in rows])
+    rows = [(prompt[shared:], own) for prompt, own in rows]
     ids = _pad([[*p, *(t for ending in own for t in ending)] for p, own in rows], 0).to(self.device)
     part = _pad([[0] * len(p) + [k for k, ending in enumerate(own, 1) for _ in ending] for p, own in rows], -1)
     positions = _pad([[*range(len(p)), *(len(p) + i for e in own for i in range(len(e)))] for p, own in rows], 0)
     seen = (part[:, None, :] == 0) | (part[:, None, :] == part[:, :, None])
-    hidden = ~(seen & torch.ones_like(seen).tril()).to(self.device)
+    seen = F.pad(seen & torch.ones_like(seen).tril(), (shared, 0), value=True)  # the prefix is seen by all
+    hidden = ~seen.to(self.device)
     mask = torch.zeros(hidden.shape, dtype=self.model.dtype, device=self.device)
     mask.masked_fill_(hidden, torch.finfo(mask.dtype).min)
     before = [_predicting(len(p), own) for p, own in rows]
@@ -670,9 +697,10 @@ def _packed_likelihoods(self: Engine, rows: list[tuple[list[int], list[list[int]
     logits = self.model(
         input_ids=ids,
         attention_mask=mask[:, None],
-        position_ids=positions.to(self.device),
+        position_ids=positions.to(self.device) + shared,
         logits_to_keep=torch.tensor(kept, device=self.device),
-        use_cache=False,
+        past_key_values=cache,
+        use_cache=cache is not None,
     ).logits
     column = {position: i for i, position in enumerate(kept)}
     found = []
