@@ -37,10 +37,10 @@ DEVICE = "cuda" if CUDA else "cpu"
 
 
 def draw_questions(n: int) -> list[dict]:
-    "Return `n` questions of the project's own generator, of data set v5, always the same."
+    "Return `n` questions of the project's own generator, of data set v6, always the same."
     from pocketguide import data  # only here: it is no part of a cold start
 
-    plan = data.PLANS["v5"]
+    plan = data.PLANS["v6"]
     builder = data.Builder(plan, data.load_library(ROOT / "data/content", plan.layers), ROOT / "data/content/sights")
     drawn = data.draw_questions(builder, range(n + n // 10 + 8))  # some are left out
     return random.Random(0).sample(drawn, n)

@@ -44,10 +44,17 @@ from pocketguide.core.files import (
 from .travel.compose import compose_response
 from .travel.constraints import constraints_met
 from .travel.contract import PAYLOAD_TYPES, check, serialize
-from .travel.draws import answer_problem, draw_answer, library_questions, unclean_texts
+from pocketguide.travel.draws import (
+    Drawn,
+    answer_problem,
+    draw_answer,
+    library_questions,
+    mixed_material,
+    unclean_texts,
+)
 from .travel.facts import Facts, facts_for
-from .travel.grounding import entry_named
-from .travel.library import library_hash, load_library, pick_some, walk
+from .travel.grounding import author_of, entry_for, options_entry
+from .travel.library import entries_of, library_hash, load_library, pick_one, pick_some, walk
 from .travel.places import find_place
 from .travel.prompts import facts_block, namesakes, training_row
 from .travel.questions import Plan, Request, Tally, compose_prompt, draw_request, feasible
@@ -463,20 +470,37 @@ def draw_row(
     raise UserError(what, where, f"{why}; give the library more entries or wordings")
 
 # %% ../nbs/01_data.ipynb #answer-question
+def _entry_of(plan: Plan, library: dict, request: Request, prompt: str, rng: random.Random) -> dict:
+    "Return the entry of the answer to a question, as it is found when it is asked; sometimes the tree of its options."
+    if request.payload_type == "decision_tree" and rng.random() < plan.options:
+        if tree := options_entry(prompt, library):
+            return tree
+    ids = [request.entry["id"]] if request.entry else []
+    return entry_for(prompt, request.payload_type, ids, library)
+
+
+def _material(builder: Builder, request: Request, prompt: str, drawn: Drawn, rng: random.Random) -> str:
+    "Return the material that the prompt of a grounded record shows: its own, some of it another entry's, or none."
+    plan, entries = builder.plan, entries_of(builder.library, request.payload_type)
+    shown, share = rng.random() < plan.shown, rng.random()
+    if not shown or not entries or share >= plan.distracted + plan.misled:
+        return drawn.material if shown else ""
+    other = author_of(prompt, request.payload_type, pick_one(rng, entries), builder.library).material(builder.sights)
+    return other if share < plan.misled else mixed_material(rng, drawn.material, other)
+
+
 def _ground_question(
     builder: Builder, split: str, request: Request, prompt: str, rng: random.Random
 ) -> tuple[dict | None, str]:
     "Return (record, empty) with an answer drawn from the grammar of the question, or (None, why) if it is not sound."
     plan, library = builder.plan, builder.library
-    entry = entry_named(library, request.payload_type, request.entry["id"]) if request.entry else {}
+    entry = _entry_of(plan, library, request, prompt, rng)
     drawn = draw_answer(rng, prompt, request.payload_type, entry, library, builder.sights)
     record = to_record(request, prompt, drawn.response, plan.version, split)
-    record["metadata"]["material"] = drawn.material if rng.random() < plan.shown else ""
-    text = serialize(drawn.response)
-    room = (
-        plan.longest - len(prompt) - len(record["metadata"]["material"])
-    )  # so that prompt and target fit 2,048 tokens
-    problem = answer_problem(drawn.response, record, text, room)
+    material = _material(builder, request, prompt, drawn, rng)
+    record["metadata"] |= {"material": material, "choices": drawn.choices}
+    room = plan.longest - len(prompt) - len(material)  # so that prompt and target fit 2,048 tokens
+    problem = answer_problem(drawn.response, record, serialize(drawn.response), room)
     return (None, problem) if problem else (record, "")
 
 
@@ -592,16 +616,19 @@ PLANS = {
 # general entries answer what has no entry of its own; questions come with their entry
 PLANS["v4"] = replace(PLANS["v3"], version="v4", layers=("v2", "v3", "v4"), general=0.16)
 # answers are drawn from the grammar that holds grounded answers; prompts show the material
-PLANS["v5"] = replace(
+PLANS["v6"] = replace(
     PLANS["v4"],
-    version="v5",
+    version="v6",
     records={"train": 10_000, "val": 200},
-    layers=("v2", "v3", "v4", "v5"),
+    layers=("v2", "v3", "v4", "v5", "v6"),
     general=0.08,
     messages=0.8,
     grounded=True,
     unknown=0.0,
     longest=5300,
+    distracted=0.15,
+    misled=0.05,
+    options=0.4,
 )
 
 # %% ../nbs/01_data.ipynb #jsonl

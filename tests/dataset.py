@@ -1,4 +1,4 @@
-"""Draw a seeded share of data set v5 again and compare its hashes; `make verify-data` rebuilds v3 and v5 whole.
+"""Draw a seeded share of data set v6 again and compare its hashes; `make verify-data` rebuilds v3 and v6 whole.
 
 python tests/dataset.py
 """
@@ -6,4 +6,4 @@ python tests/dataset.py
 from pocketguide.data import main
 
 if __name__ == "__main__":
-    main(["--verify", "v5", "--share", "0.01"])
+    main(["--verify", "v6", "--share", "0.01"])

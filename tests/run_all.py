@@ -139,7 +139,7 @@ def notebook(path: Path, slow: bool) -> str | None:
 
 
 def dataset() -> str | None:
-    "Draw a seeded share of data set v5 again and compare its hashes; `make verify-data` rebuilds v3 and v5 whole."
+    "Draw a seeded share of data set v6 again and compare its hashes; `make verify-data` rebuilds v3 and v6 whole."
     return failed(FORKS.run(ROOT / "tests/dataset.py"))
 
 

@@ -10,7 +10,7 @@ import json
 import random
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from fastcore.basics import patch
 
@@ -155,6 +155,28 @@ def _ways(tokens: list[str]) -> tuple[_Way, ...]:
     return (*ways, _Way(tuple(parts), condition))
 
 # %% ../../nbs/contract/04_lark.ipynb #sampler
+_SHOWN = 16  # characters of a choice, from where it differs from the other ways
+
+
+def _common(a: str, b: str) -> int:
+    "Return how many characters two texts begin with alike."
+    return next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
+
+
+@dataclass
+class _Written:
+    "Hold the text of an answer as far as it is drawn, and where something was chosen."
+
+    text: str = ""
+    choices: list[tuple[int, int]] = field(default_factory=list)
+
+    def choose(self, start: int, others: Sequence[str]) -> None:
+        "Note that the text from `start` on was chosen, where it could have begun like one of `others`."
+        chosen = self.text[start:]
+        start += max(_common(chosen, other) for other in others)
+        self.choices.append((start, max(start + 1, min(start + _SHOWN, len(self.text)))))
+
+
 class Sampler:
     "Draw answers from a grammar of this module."
 
@@ -165,21 +187,45 @@ class Sampler:
 
     def draw(self, rng: random.Random, first: float = 0.0) -> str:
         """Return an answer. `first`: how often the first of several ways is taken before any is drawn evenly."""
-        return self._draw("start", 0, rng, first)
+        return self.draw_choices(rng, first)[0]
 
-    def _draw(self, rule: str, bits: int, rng: random.Random, first: float) -> str:
-        return self._one_of(self.rules[rule], bits, rng, first)
+    def draw_choices(self, rng: random.Random, first: float = 0.0) -> tuple[str, list[tuple[int, int]]]:
+        "Return an answer as `draw` does, and the spans of its text in which one of several ways begins to differ."
+        out = _Written()
+        self._one_of(self.rules["start"], 0, rng, first, out)
+        return out.text, sorted(out.choices)
 
-    def _one_of(self, ways: Sequence[_Way], bits: int, rng: random.Random, first: float) -> str:
-        open_ways = [way for way in ways if way.allowed(bits)]
-        way = open_ways[0 if rng.random() < first else int(rng.random() * len(open_ways))]
-        return "".join(self._part(part, bits, rng, first) for part in way.parts)
+# %% ../../nbs/contract/04_lark.ipynb #sampler-parts
+@patch
+def _one_of(self: Sampler, ways: Sequence[_Way], bits: int, rng: random.Random, first: float, out: _Written) -> None:
+    "Write one of the ways that are open."
+    open_ways = [way for way in ways if way.allowed(bits)]
+    way = open_ways[0 if rng.random() < first else int(rng.random() * len(open_ways))]
+    start = len(out.text)
+    for part in way.parts:
+        self._part(part, bits, rng, first, out)
+    if len(open_ways) > 1:
+        out.choose(start, [self._begin(other) for other in open_ways if other is not way])
 
-    def _part(self, part: _Part, bits: int, rng: random.Random, first: float) -> str:
-        if part.group:
-            return self._one_of((*part.group, _Way(())), bits, rng, first)
-        if not part.rule:
-            return part.text
+
+@patch
+def _part(self: Sampler, part: _Part, bits: int, rng: random.Random, first: float, out: _Written) -> None:
+    if part.group:
+        self._one_of((*part.group, _Way(())), bits, rng, first, out)
+    elif not part.rule:
+        out.text += part.text
+    else:
         if part.change.startswith("set_bit"):
             bits |= 1 << int(part.change[8:-1])
-        return self._draw(part.rule, bits if part.change not in ("", "0x0") else 0, rng, first)
+        kept = bits if part.change not in ("", "0x0") else 0
+        self._one_of(self.rules[part.rule], kept, rng, first, out)
+
+
+@patch
+def _begin(self: Sampler, way: _Way) -> str:
+    "Return the first text of a way; of several the first."
+    part = way.parts[0] if way.parts else _Part()
+    if part.text:
+        return part.text
+    inner = part.group or self.rules.get(part.rule)
+    return self._begin(inner[0]) if inner else ""

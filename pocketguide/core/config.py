@@ -86,6 +86,8 @@ class TrainingConfig:
     warmup_steps: int = 20  # steps in which the learning rate rises from 0 to its peak
     lr_scheduler: str = "cosine"  # how it falls afterwards: cosine, linear, constant, constant_with_warmup
     weight_decay: float = 0.0  # of AdamW
+    # Weight of the target tokens at which nothing was chosen when the answer was drawn; 1 = all tokens count alike
+    forced_weight: float = 1.0
     max_grad_norm: float = 1.0  # gradients are scaled down to this norm
     # Batches have examples of similar length, in random order: less padding, but another order of the examples
     group_by_length: bool = False
@@ -215,7 +217,7 @@ _CHOICES = {
 }
 _POSITIVE = """
     data.max_seq_len data.classification_tokens lora.r lora.alpha training.num_epochs training.learning_rate
-    training.effective_batch_size training.micro_batch_size training.max_grad_norm training.select_rows
+    training.effective_batch_size training.micro_batch_size training.max_grad_norm training.forced_weight training.select_rows
     training.select_tokens runtime.checkpoint_every_n_layers
 """.split()
 _NOT_NEGATIVE = "training.eval_rows training.patience training.micro_batch_tokens".split()

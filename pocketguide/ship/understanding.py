@@ -13,7 +13,7 @@ from ..travel.library import GENERAL_PREFIX
 from ..travel.places import Found, english_name, find_place, unrecognised_place
 from ..travel.prompts import Classification
 from ..travel.reading import Finding, read_question
-from ..travel.sights import current_sights, sights_of
+from ..travel.sights import sights_of
 
 # %% ../../nbs/ship/07_understanding.ipynb #place
 def _place(found: Found | None) -> dict | None:
@@ -114,6 +114,6 @@ def sight_sources(question: str, answer_text: str) -> list[dict]:
     place = find_place(question)
     if place is None:
         return []
-    known = sights_of(english_name(place.facts), place.facts.country_code, current_sights(content_folder()))
+    known = sights_of(english_name(place.facts), place.facts.country_code, content_folder() / "sights")
     named = [s for s in known if s.name in answer_text]
     return [{"what": s.name, "source": f"checked against: {s.source.replace('_', ' ')}"} for s in named]

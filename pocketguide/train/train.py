@@ -61,6 +61,7 @@ from ..engine.prompts import build_prompts
 from ..engine.ranks import Ranks, join_ranks, leave_ranks
 from pocketguide.train.microbatch import (
     IGNORE,
+    LIGHT,
     Layout,
     MicrobatchStep,
     attention_for,
@@ -146,8 +147,19 @@ def plot_epochs(runs: list[Run], ax=None):
     return ax
 
 # %% ../../nbs/02_train.ipynb #encode-rows
+def _light_labels(tokenizer, text: str, ids: list[int], choices: Sequence[tuple[int, int]]) -> list[int]:
+    "Return the labels of an answer's tokens `ids`: those that touch none of `choices`, spans of its text, are light."
+    encoded = tokenizer(text, return_offsets_mapping=True, add_special_tokens=False)
+    if encoded["input_ids"] != ids[:-1]:  # the text held a special token, which was hidden from the tokenizer
+        return ids
+    chosen = [any(a < end and start < b for a, b in choices) for start, end in encoded["offset_mapping"]]
+    return [i if kept else i + LIGHT for i, kept in zip(ids, [*chosen, True])]
+
+
 def encode_rows(tokenizer, rows: list[dict], max_seq_len: int) -> list[dict]:
     """Return `input_ids` and `labels` (int64, (length,) each) of training rows.
+
+    A row may have `choices`, the spans of its target at which something was chosen: all other labels are light.
 
     `UserError` that names the first row of more than `max_seq_len` tokens, or whose chat the template refuses.
     """
@@ -159,7 +171,8 @@ def encode_rows(tokenizer, rows: list[dict], max_seq_len: int) -> list[dict]:
         if length > max_seq_len:
             what = f"example {row['id']} has {length} tokens, more than max_seq_len {max_seq_len}"
             raise UserError(what, "data", "shorten it or raise data.max_seq_len; nothing is cut in silence")
-        labels = torch.tensor([IGNORE] * len(prompt) + target)
+        labels = _light_labels(tokenizer, row["target"], target, row["choices"]) if row.get("choices") else target
+        labels = torch.tensor([IGNORE] * len(prompt) + labels)
         encoded.append({"input_ids": torch.tensor(prompt + target), "labels": labels})
     return encoded
 
@@ -495,11 +508,12 @@ class TargetTrainer(Trainer):
         layout: Layout,
         ranks: Ranks = Ranks(),
         cuda_graphs: bool = False,
+        light: float = 1.0,  # weight of labels from `LIGHT` on
         **kwargs,  # to `Trainer`
     ):
         super().__init__(*args, **kwargs)
         self.batches, self.layout, self.ranks = batches, layout, ranks
-        self.microbatch_step = MicrobatchStep(self.model, ranks, cuda_graphs)
+        self.microbatch_step = MicrobatchStep(self.model, ranks, cuda_graphs, light)
 
     def get_train_dataloader(self) -> DataLoader:
         collate, pin = Collator(self.layout, self.ranks), self.args.dataloader_pin_memory
@@ -675,12 +689,15 @@ def load_sft(task: Task, cfg: Config, tokenizer) -> tuple[SFTDataset, SFTDataset
         how = "name rows that training does not see; python3 -m pocketguide.new splits some off"
         raise UserError(f"the task {task.name} has no validation rows", "data.val", how)
 
-    def encode(path: str, limit: int | None = None, classification_rows: Sequence[dict] = ()) -> SFTDataset:
+    def encode(path: str, limit: int | None = None, classification_rows: Sequence[dict] = (), weighted=False):
         rows = task.training_rows(path, cfg.data, limit)
+        if not weighted:
+            rows = [{key: row[key] for key in row if key != "choices"} for row in rows]
         batch_size, tokens = cfg.training.effective_batch_size, cfg.data.classification_tokens
         return SFTDataset(rows, tokenizer, cfg.data.max_seq_len, classification_rows, batch_size, tokens)
 
-    train_set = encode(cfg.data.train, classification_rows=task.classification_rows(cfg))
+    weighted = cfg.training.forced_weight != 1  # the validation loss counts all tokens alike
+    train_set = encode(cfg.data.train, classification_rows=task.classification_rows(cfg), weighted=weighted)
     return train_set, encode(cfg.data.val, cfg.training.eval_rows or None)
 
 # %% ../../nbs/02_train.ipynb #last-checkpoint
@@ -774,6 +791,7 @@ def _make_trainer(
         layout=layout,
         ranks=ranks,
         cuda_graphs=uses_cuda_graphs(cfg, model.device),
+        light=t.forced_weight,
     )
     trainer.remove_callback(PrinterCallback)
     return trainer

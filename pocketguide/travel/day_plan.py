@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .compose import DaySlot, stems, suits_slot
+from .dishes import dish_texts, is_named, local_dishes
 from .library import fill
 from .questions import Request, place_offers, suitable_activities, unwanted_pattern
 from .sights import Sight, sights_of
@@ -455,6 +456,7 @@ def activity_item(activity: dict, values: dict[str, str]) -> Item | None:
 
 # %% ../../nbs/travel/13_day_plan.ipynb #deal
 CANDIDATES = 3  # of a slot that activities or meals of the library fill
+_BY_NIGHT = {"square", "street", "quarter", "bridge", "viewpoint", "harbour", "beach", "theatre"}  # kinds of sights
 
 
 class Dealer:
@@ -467,6 +469,8 @@ class Dealer:
         said = _said(question, request)
         self.far = [s for s in ranked if is_far(s) and (request.days >= 4 or said & stems(s.name))]
         self.activities = rank_activities(question, request, library)
+        self.said = stems(question)
+        self.dishes = local_dishes(question, request, library.get("dishes", {}))
         hot = request.traits & {"heat", "sunburn_prone"}
         self.indoors = ("midday", "afternoon") if hot else ()  # parts of the day that are for what is under a roof
         self.done: set[str] = set()  # ids of the activities dealt so far
@@ -475,7 +479,12 @@ class Dealer:
         "Return the next sight for a part of the day, one at `near` (as `Sight.where`) if there is one."
         if not self.near:
             return None
-        fitting = [s for s in self.near if s.setting != "outdoor"] if part in self.indoors else []
+        if part == "evening":  # most doors are shut by then
+            fitting = [s for s in self.near if s.kind in _BY_NIGHT]
+            if not fitting:
+                return None
+        else:
+            fitting = [s for s in self.near if s.setting != "outdoor"] if part in self.indoors else []
         there = fitting or self.near
         beside = next((s for s in there if near and s.where == near and near != "centre"), there[0])
         self.near.remove(beside)
@@ -485,9 +494,21 @@ class Dealer:
         "Return the next sight far out of town."
         return sight_item(self.far.pop(0), self.request, self.library["frames"]) if self.far else None
 
+    def _served(self, meal: str) -> list[dict]:
+        "Return up to `CANDIDATES` dishes for a meal, each offered once."
+        served = [dish for dish in self.dishes if meal in dish["meal"]][:CANDIDATES]
+        named = [dish for dish in served if is_named(dish, self.said)]
+        served = named or served  # what the question names is not left to chance
+        self.dishes = [dish for dish in self.dishes if dish not in served]
+        return served
+
+    def meal(self, dish: dict, slot: Slot) -> Item:
+        "Return a local dish as an item."
+        return Item(tuple(dish_texts(dish, slot.activity)), dish["at"])
+
     def several(self, slot: Slot, day: int, first: bool) -> list[Item]:
         "Return up to `CANDIDATES` activities or meals for a slot."
-        found = []
+        found = [self.meal(dish, slot) for dish in self._served(slot.activity)]
         for activity in self.activities:
             there = DaySlot(slot.part, slot.activity, day, first, slot.minutes, self.done, set())
             if len(found) < CANDIDATES and suits_slot(activity, self.request, there):

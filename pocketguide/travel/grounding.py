@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['LAYERS', 'NOT_COVERED_PREFIX', 'content_folder', 'guide_library', 'entry_named', 'party_of', 'window_of',
            'request_of', 'values_of', 'Author', 'place_notes', 'as_checklist', 'serious_subject', 'not_covered_entry',
-           'author_of', 'answer_grammar', 'entry_for', 'likely_topics', 'ranked_entries', 'ground_question',
-           'ground_questions', 'with_material']
+           'author_of', 'answer_grammar', 'options_entry', 'entry_for', 'likely_topics', 'ranked_entries',
+           'ground_question', 'ground_questions', 'with_material']
 
 # %% ../../nbs/travel/14_grounding.ipynb #imports
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from itertools import combinations
 from pathlib import Path
@@ -20,6 +20,7 @@ from fastcore.basics import patch
 
 from ..contract.lark import Lark, json_array, json_key, json_object, literal, value
 from ..contract.task import Grounded
+from .aspects import find_aspects, gated, new_lines
 from pocketguide.travel.compose import (
     GROUP_OF,
     days_in_words,
@@ -35,15 +36,15 @@ from .contract import PAYLOAD_TYPES
 from .day_plan import Item, Slot, plan_days
 from .facts import Facts
 from .library import GENERAL_PREFIX, entries_of, fill, load_library
+from .options import OPTIONS_PREFIX, option_tree
 from .places import english_name, find_place, unrecognised_place
 from .prompts import Classification, topic_likelihoods
 from .questions import BEFOREHAND, Request, is_tropical, unwanted_pattern
 from .reading import Reading, read_question
 from .retrieve import ASKED, FITS, SERIOUS_FITS, Candidate, Retriever
-from .sights import current_sights
 
 # %% ../../nbs/travel/14_grounding.ipynb #guide-library
-LAYERS = ("v2", "v3", "v4", "v5")  # of the library that grounded answers are written from
+LAYERS = ("v2", "v3", "v4", "v5", "v6")  # of the library that grounded answers are written from
 
 
 def content_folder() -> Path:
@@ -88,6 +89,7 @@ def window_of(reading: Reading) -> tuple[int, int] | None:
     "Return the minutes of a day between which a stay lies, or None if it is not one of hours."
     if found := reading.first("window"):
         start, end = (int(clock[:2]) * 60 + int(clock[3:]) for clock in found.value)
+        end = end or 1440  # until midnight
         return (start, end) if start < end else None
     hours = reading.first("hours")
     if hours and hours.value < 14 and (reading.days or 1) == 1:
@@ -167,6 +169,7 @@ class Author:
     lark: Lark = field(default_factory=Lark)
     taken: set[str] = field(default_factory=set)  # sentences that the grammar offers already
     window: tuple[int, int] | None = None  # minutes of a day between which a one-day plan stays
+    aspects: list[dict] = field(default_factory=list)  # details of the question that its entry is not about
     days: list[list[tuple[Slot, list[Item]]]] | None = None  # of an itinerary, once they are planned
 
     @property
@@ -267,9 +270,12 @@ _OWN_SUBJECT = re.compile(  # what a line of a trip may speak of only if the que
 )
 
 
+_UNREAD = ("v2", "v3", "v4")  # layers whose assumptions nobody read
+
+
 def _assumes_little(request: Request) -> bool:
     "Return True if the entry is one of v5, whose assumptions were read against what travellers say."
-    older = load_library(content_folder(), layers=LAYERS[:-1])
+    older = load_library(content_folder(), _UNREAD, with_messages=False)
     return request.payload_type != "itinerary" and not entry_named(older, request.payload_type, request.entry["id"])
 
 
@@ -295,15 +301,43 @@ def essentials(self: Author) -> list[str]:
     return [e["say"] for e in self.frames["essentials"] if re.search(e["words"], said)]
 
 
+_OF_TRIPS = {"kids", "baby", "pace", "interest", "season", "weather"}  # kinds of constraints about whole days
+
+
+@patch
+def _stated(self: Author) -> list[dict]:
+    "Return the constraints that the lists of the envelope name; an errand has no days to plan for children or rain."
+    errand = self.request.payload_type in ("procedure", "decision_tree")
+    return [c for c in self.request.constraints if not (errand and c["kind"] in _OF_TRIPS)][:_MOST_SAID]
+
+
+_MOST_POINTS = 5  # that come before what the library offers for every traveller
+
+
+@patch
+def _aspect_points(self: Author, part: str) -> list[str]:
+    "Return what the aspects say for a `part` of the envelope, one line of each before a second of any."
+    if part not in ("next", "verify"):
+        return []
+    own = [aspect.get(part, [])[i : i + 1] for i in range(2) for aspect in self.aspects]
+    lines = [text for lines in own for line in lines if (text := fill(line, self.values))]
+    said = [
+        line for lines in self.request.entry.get(part, ()) for line in ([lines] if isinstance(lines, str) else lines)
+    ]
+    return new_lines(lines, said)[:3]
+
+
 @patch
 def points(self: Author, part: str, least: int, most: int) -> str:
     "Return an expression for a list of the envelope: what the constraints say, then some of what the library offers."
     request = self.request
-    first = self.units([c["answer"].get(part, ()) for c in request.constraints[:_MOST_SAID]])
+    first = self.units([[line] for line in self._aspect_points(part)])
+    first += self.units([c["answer"].get(part, ()) for c in self._stated()])
     if not request.informed and request.destination["name"]:
         first = self.units([self.frames["unknown"][part]]) + first
     if part == "next":
         first = self.units([[say] for say in self.essentials()]) + first
+    first = first[:_MOST_POINTS]
     pool = self.units(self._lines(part))
     return self.lark.array(pool, max(least, len(first)), max(most, len(first) + 1), first)
 
@@ -337,6 +371,9 @@ def place_notes(constraints: Sequence[dict], targets: Sequence[str]) -> dict[int
     return placed
 
 # %% ../../nbs/travel/14_grounding.ipynb #procedure
+_MOST_STEPS = 3  # that aspects add at either end
+
+
 def _step_texts(step: dict) -> str:
     return " ".join([*step["do"], *step["why"]])
 
@@ -352,13 +389,22 @@ def _concerns(self: Author, part: dict) -> bool:
 def _kept_steps(self: Author) -> list[dict]:
     "Return the steps of the entry without optional ones that a constraint rules out, or that cannot be filled."
     unwanted = unwanted_pattern(self.request.traits | {"family_kids"}, {**self.frames, "unwanted": self._unwanted()})
+    before, after = (self._aspect_steps(place) for place in ("first", "last"))
     steps = []
-    for step in self.request.entry["steps"]:
+    for step in [*before, *self.request.entry["steps"], *after]:
         ruled_out = re.search(unwanted, _step_texts(step).lower())
         said = any(fill(w, self.values) for w in step["do"]) and self._concerns(step)
         if said and not (step.get("optional") and ruled_out):
             steps.append(step)
     return steps
+
+
+@patch
+def _aspect_steps(self: Author, place: str) -> list[dict]:
+    "Return the steps that the aspects put before (`first`) or after (`last`) those of the entry."
+    said = [line for step in self.request.entry["steps"] for line in step["do"]]
+    own = {s["do"]: s for aspect in self.aspects for s in aspect.get("do", ()) if s["at"] == place}
+    return [{"do": [line], "why": [own[line]["why"]]} for line in new_lines(list(own), said)[:_MOST_STEPS]]
 
 
 @patch
@@ -406,7 +452,7 @@ def _preparations(self: Author) -> list[str]:
     "Return expressions for what the constraints ask to have ready; nothing to pack if it happens on the spot."
     on_the_spot = not BEFOREHAND.search(self.request.entry.get("estimated_time", ""))
     found = []
-    for constraint in self.request.constraints[:_MOST_SAID]:
+    for constraint in self._stated():
         fits = constraint["answer"].get("item", ())
         if on_the_spot:
             fits = [w for w in fits if not re.match(r"Pack|Bring|Choose|Wear|Buy", w)]
@@ -456,7 +502,7 @@ def _actions(self: Author, node: dict, note: list[str]) -> str | None:
 @patch
 def decision_tree(self: Author) -> str:
     "Return an expression for the payload of a decision tree."
-    entry = in_reach(self.request.entry)
+    entry = in_reach(gated(self.request.entry, self.aspects))
     ids = _short_ids(entry["nodes"])
     outcomes = [n for n in entry["nodes"] if n["type"] == "outcome"]
     notes = place_notes(self.request.constraints, [" ".join([*n["text"], *(n.get("action") or ())]) for n in outcomes])
@@ -525,6 +571,22 @@ def _own_lines(self: Author, groups: Sequence[str]) -> dict[str, list[str]]:
     return own
 
 
+_MOST_LINES = 12  # that aspects add to a checklist
+
+
+@patch
+def _aspect_items(self: Author) -> dict[str, list[dict]]:
+    "Return the items that the aspects add, by group, without what the entry has already."
+    sections = (self.request.entry.get("sections") or {}).values()
+    said = [line for items in sections for item in items for line in item["text"]]
+    own = {item["text"]: (aspect["group"], item) for aspect in self.aspects for item in aspect["items"]}
+    found: dict[str, list[dict]] = {}
+    for text in new_lines(list(own), said)[:_MOST_LINES]:
+        group, item = own[text]
+        found.setdefault(group, []).append({**item, "text": [text]})
+    return found
+
+
 @patch
 def _group_items(self: Author, name: str, first: list[str], few: bool) -> str | None:
     "Return an expression for the items of a group: `first`, then some of those that fit; None if there are none."
@@ -532,7 +594,7 @@ def _group_items(self: Author, name: str, first: list[str], few: bool) -> str | 
     if sections:
         items = [item for item in sections.get(name, []) if self._concerns(item)]
     else:
-        items = self._items_of(name) if name != "For you" else []
+        items = self._items_of(name) if name in self.request.entry["groups"] else []
     pool = [i for i in map(self._item, items) if i]
     if sections:  # all of them, in order
         return json_array(first + pool) if first + pool else None
@@ -546,7 +608,10 @@ def checklist(self: Author) -> str:
     entry = self.request.entry
     names = list(entry.get("sections") or entry["groups"])
     own, groups = self._own_lines(names), []
-    for name in [*names, *(["For you"] if "For you" in own else [])]:
+    for name, items in self._aspect_items().items():
+        own.setdefault(name, []).extend(line for item in items if (line := self._item(item)))
+    added = [name for name, lines in own.items() if lines and name not in (*names, "For you")]
+    for name in [*names, *added, *(["For you"] if "For you" in own else [])]:
         if items := self._group_items(name, own.get(name, []), few=len(names) <= 2):
             groups.append(json_object([("name", value(name), False), ("items", items, False)]))
     titles = [entry["title"]] if isinstance(entry["title"], str) else entry["title"]
@@ -599,11 +664,22 @@ def _day_summary(self: Author, day: int, slots: list[tuple[Slot, list[Item]]]) -
     return self.lark.choice([value(t) for t in texts], "day")
 
 
+_MOST_RULES = 2  # of aspects, in the notes of an itinerary
+_SLOW = {"id": "slow", "kind": "pace", "need": {}}
+
+
+@patch
+def _paced(self: Author) -> Request:
+    "Return the request, at a slow pace if an aspect asks for it."
+    slow = any(aspect.get("pace") == "slow" for aspect in self.aspects) and "slow" not in self.request.traits
+    return replace(self.request, constraints=(*self.request.constraints, _SLOW)) if slow else self.request
+
+
 @patch
 def plan(self: Author, folder: str | Path) -> list[list[tuple[Slot, list[Item]]]]:
     "Return the day plan of the question, made once; `folder` holds the sights."
     if self.days is None:
-        self.days = plan_days(self.question, self.request, self.library, self.values, self.window, folder)
+        self.days = plan_days(self.question, self._paced(), self.library, self.values, self.window, folder)
     return self.days
 
 
@@ -612,7 +688,9 @@ def itinerary(self: Author, folder: str | Path) -> str:
     "Return an expression for the payload of an itinerary; `folder` holds the sights."
     titles = [t for t in self.frames["itinerary"]["title"] if "{features}" not in t]
     title = self.title(titles if self.values["city"] else ["A plan for {days}"])
-    notes = [t for c in self.request.constraints[:_MOST_SAID] if (t := self.one(c["answer"].get("note", ())))]
+    notes = self.texts(f"Keep to this: {a['note'][0].lower()}{a['note'][1:]}" for a in self.aspects if "note" in a)
+    notes = notes[:_MOST_RULES]
+    notes += [t for c in self.request.constraints[:_MOST_SAID] if (t := self.one(c["answer"].get("note", ())))]
     days = []
     for number, slots in enumerate(self.plan(folder), 1):
         items = [i for i in (self._slot(slot, items) for slot, items in slots) if i]
@@ -668,14 +746,16 @@ def author_of(question: str, payload_type: str, entry: dict, library: dict) -> A
     "Return the author of the answer to a question, from an entry of the library."
     request, reading = request_of(question, payload_type, entry, library)
     values = values_of(request, library["frames"])
-    return Author(question, request, library, values, window=window_of(reading))
+    country = request.facts.country_code if request.facts else ""
+    aspects = find_aspects(question, payload_type, library.get("aspects", ()), country)
+    return Author(question, request, library, values, window=window_of(reading), aspects=aspects)
 
 
 def answer_grammar(
     question: str, payload_type: str, entry: dict, library: dict, sights: str | Path | None = None
 ) -> str:
     "Return the grammar of the answer to a question, in Lark. `sights` is their folder; None: beside the library."
-    return author_of(question, payload_type, entry, library).write(sights or current_sights(content_folder()))
+    return author_of(question, payload_type, entry, library).write(sights or content_folder() / "sights")
 
 
 @patch
@@ -726,8 +806,9 @@ def _entry_lines(self: Author) -> Iterator[str]:
     if payload_type == "procedure":
         yield from (f"{i}. {self._first(step['do'])}." for i, step in enumerate(self._kept_steps(), 1))
     elif payload_type == "decision_tree":
-        ids = _short_ids(in_reach(entry)["nodes"])
-        for node in in_reach(entry)["nodes"]:
+        entry = in_reach(gated(entry, self.aspects))
+        ids = _short_ids(entry["nodes"])
+        for node in entry["nodes"]:
             ways = [f"{e['condition']}: {ids[e['to']]}" for e in entry["edges"] if e["from"] == node["id"]]
             yield f"{ids[node['id']]} {self._first(node['text'])}" + (f" ({', '.join(ways)})." if ways else ".")
     else:
@@ -753,6 +834,12 @@ def material(self: Author, folder: str | Path) -> str:
 # %% ../../nbs/travel/14_grounding.ipynb #find-entry
 def _general(entry: dict | None) -> bool:
     return entry is None or entry["id"].startswith(GENERAL_PREFIX)
+
+
+def options_entry(question: str, library: dict) -> dict | None:
+    "Return the decision tree among the options that a question names, or None if it names none."
+    found = find_place(question)
+    return option_tree(question, library.get("options", ()), english_name(found.facts) if found else "")
 
 
 def entry_for(question: str, payload_type: str, ids: Sequence[str], library: dict) -> dict:
@@ -816,11 +903,22 @@ def ranked_entries(question: str, payload_type: str, classification: Classificat
     return Retriever.load().rank(question, payload_type, **_said(classification))
 
 
-def _entry_ids(question: str, payload_type: str, classification: Classification | None) -> list[str]:
-    "Return the id of the entry that answers, if one is likely enough."
+_SURE = 0.6  # probability of an entry from which it answers, though the question names options
+# Families of options that say when or whether to act: an entry that surely fits knows more of the matter
+_WHETHER = {"timing", "booking", "document", "health", "work", "sale", "event", "effort", "company", "outing"}
+
+
+def _found_entry(question: str, payload_type: str, classification: Classification | None, library: dict) -> dict:
+    "Return the entry that answers a question, or the tree among the options that it names."
+    if payload_type == "itinerary":
+        return {}
     least = SERIOUS_FITS if serious_subject(question) else FITS
     found = Retriever.load().best(question, payload_type, least=least, **_said(classification))
-    return [found.entry_id] if found else []
+    if payload_type == "decision_tree" and (tree := options_entry(question, library)):
+        specific = found and not found.general and found.probability >= _SURE
+        if not specific or tree["category"] not in _WHETHER:
+            return tree
+    return entry_for(question, payload_type, [found.entry_id] if found else [], library)
 
 
 def _recognised(
@@ -838,15 +936,14 @@ def _recognised(
         payload_type, entry = found
         shown = classification and classification._replace(payload_type=payload_type, topic=_topic(entry, topic))
         return shown, author_of(text, payload_type, entry, library)
-    ids = _entry_ids(text, payload_type, classification) if payload_type != "itinerary" else []
-    entry = entry_for(text, payload_type, ids, library)
+    entry = _found_entry(text, payload_type, classification, library)
     shown = classification and classification._replace(topic=_topic(entry, topic))
     return shown, author_of(text, payload_type, entry, library)
 
 
 def _sights(own) -> tuple[Path, ...]:
     "Return the folders of sights, those of a guide of one's own first."
-    return (*([own.sights] if own and own.sights else []), current_sights(content_folder()))
+    return (*([own.sights] if own and own.sights else []), content_folder() / "sights")
 
 
 def ground_question(question: dict, classification: Classification | None, library: dict, own=None) -> Grounded:
@@ -857,7 +954,11 @@ def ground_question(question: dict, classification: Classification | None, libra
 
 def _topic(entry: dict, topic: str) -> str:
     "Return the entry in the words of a prompt; the model's own words where nobody wrote an entry."
-    return topic if _is_not_covered(entry) else entry.get("id", "").replace("-", " ")
+    return (
+        topic
+        if _is_not_covered(entry) or entry.get("id", "").startswith(OPTIONS_PREFIX)
+        else entry.get("id", "").replace("-", " ")
+    )
 
 
 def ground_questions(

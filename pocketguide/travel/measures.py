@@ -34,7 +34,7 @@ from .facts import Facts, facts_for
 from .gazetteer import UnknownDestination, country_code
 from .library import GENERAL_PREFIX, load_library, walk
 from .places import find_place
-from .sights import Sight, current_sights, read_sights, sights_of
+from .sights import Sight, read_sights, sights_of
 
 # %% ../../nbs/travel/15_measures.ipynb #finding
 class Finding(NamedTuple):
@@ -535,15 +535,12 @@ def steps(case: Case) -> Measured | None:
 
 # %% ../../nbs/travel/15_measures.ipynb #own-sights
 def own_sights(case: Case) -> list[Sight]:
-    "Return the sights of the destination, those of before the corrections too; empty if none are known."
+    "Return the sights of the destination; empty if none are known."
     facts, name = case.destination
     if not (case.sights and facts):
         return []
     names = dict.fromkeys((name, facts.name, facts.city or facts.country))
-    now = current_sights(Path(case.sights).parent)
-    folders = [*([now] if now.is_dir() else []), case.sights]
-    found = next((found for n in names if (found := sights_of(n, facts.country_code, folders))), [])
-    return list({sight.name: sight for sight in reversed(found)}.values())[::-1]
+    return next((found for n in names if (found := sights_of(n, facts.country_code, case.sights))), [])
 
 
 def _names(sight: Sight) -> list[str]:

@@ -307,10 +307,12 @@ def training_row(
     facts = record["metadata"].get("facts")
     shown = options._replace(facts=options.facts and facts is not None)
     material = record["metadata"].get("material", "")
+    choices = record["metadata"].get("choices")
     return {
         "id": record["id"],
         "messages": question_messages(record["prompt"], shown, payload_type, topic, facts, material),
         "target": serialize(record["response"]),
+        **({"choices": choices} if choices else {}),
         "metadata": {key: record[key] for key in ("payload_type", "destination", "difficulty")},
     }
 

@@ -398,6 +398,9 @@ class Plan:
     general: float = 0.0  # share of the records whose topic has no entry of its own: a general answer
     grounded: bool = False  # whether answers are drawn from the grammar of their question; stretches stand alone then
     shown: float = 0.75  # share of grounded records whose prompt shows material
+    distracted: float = 0.0  # share of these whose material has lines of another entry among its own
+    misled: float = 0.0  # and share whose material is another entry's altogether; the answer takes nothing from either
+    options: float = 0.0  # share of the trees that choose among the options which the question names, if it names any
 
     @property
     def seed(self) -> str:
