@@ -235,17 +235,37 @@ def fit_slots(slots: Sequence[Slot], start: int, end: int, nap: tuple[int, int] 
     return kept
 
 
+_COMING, _LEAVING_FOR = (480, 1260), (480, 1320)  # minutes of the day at which an arrival and a departure are shown
+
+
+def _come_slot(start: int, slots: Sequence[Slot]) -> list[Slot]:
+    "Return the slot of an arrival at a known hour of the day, before the others."
+    shown = slots and _COMING[0] <= start <= _COMING[1]
+    return [Slot("arrival", "come 0", _clock(start), 0)] if shown else []
+
+
+def _leave_slot(end: int, slots: Sequence[Slot]) -> list[Slot]:
+    "Return the slot of the way to a departure at a known hour of the day, after the others."
+    shown = slots and _LEAVING_FOR[0] <= end <= _LEAVING_FOR[1] and slots[-1].block.partition("-")[2] <= _clock(end)
+    return [Slot("departure", "go 0", _clock(end), 0)] if shown else []
+
+
 def trip_slots(request: Request, rhythm: Rhythm, window: tuple[int, int] | None = None) -> list[list[Slot]]:
     "Return the slots of every day of a trip, within its hours; a day may be no more than an arrival or a departure."
     if request.days == 1:
         bounds = window or (max(540, rhythm.start), min(_LATEST, rhythm.end, rhythm.evening))
         if (window or rhythm != Rhythm()) and (slots := window_slots(*bounds)):
-            return [slots]
+            return [[*slots, *_leave_slot(rhythm.end, slots)]]
     days = []
     for day in range(1, request.days + 1):
         start = rhythm.start if day == 1 else 0
         end = min(rhythm.evening, rhythm.end if day == request.days > 1 else 1440)
         slots = fit_slots(day_slots(request, day), start, end, rhythm.nap)
+        slots = [
+            *_come_slot(start, slots),
+            *slots,
+            *_leave_slot(rhythm.end if day == request.days > 1 else 1440, slots),
+        ]
         days.append(slots or _odd_hours("arrival_late" if day == 1 else "early_departure"))
     return days
 
@@ -466,7 +486,7 @@ class Dealer:
         self.request, self.library, self.values = request, library, values
         ranked = rank_sights(question, request, sights, library["frames"])
         self.near = [s for s in ranked if not is_far(s)]
-        said = _said(question, request)
+        self.wanted = said = _said(question, request)
         self.far = [s for s in ranked if is_far(s) and (request.days >= 4 or said & stems(s.name))]
         self.activities = rank_activities(question, request, library)
         self.said = stems(question)
@@ -490,13 +510,18 @@ class Dealer:
         self.near.remove(beside)
         return sight_item(beside, self.request, self.library["frames"], part)
 
+    def wishes_trip(self) -> bool:
+        "Return True if the question names the next sight far out of town."
+        return bool(self.far and self.wanted & stems(self.far[0].name))
+
     def day_trip(self) -> Item | None:
         "Return the next sight far out of town."
         return sight_item(self.far.pop(0), self.request, self.library["frames"]) if self.far else None
 
     def _served(self, meal: str) -> list[dict]:
-        "Return up to `CANDIDATES` dishes for a meal, each offered once."
-        served = [dish for dish in self.dishes if meal in dish["meal"]][:CANDIDATES]
+        "Return one or two dishes for a meal, each offered once."
+        most = 1 if self.request.days > 2 else 2  # so that they last
+        served = [dish for dish in self.dishes if meal in dish["meal"]][:most]
         named = [dish for dish in served if is_named(dish, self.said)]
         served = named or served  # what the question names is not left to chance
         self.dishes = [dish for dish in self.dishes if dish not in served]
@@ -542,7 +567,14 @@ def _fill_slot(dealer: Dealer, slot: Slot, day: int, first: bool, near: str) -> 
 def _plan_day(dealer: Dealer, slots: list[Slot], day: int) -> Iterator[tuple[Slot, list[Item]]]:
     near = ""
     whole = not any(slot.block for slot in slots)  # no hour of the day is taken
-    if day > 1 and whole and not dealer.near and slots[0].activity == "do" and (trip := dealer.day_trip()):
+    may = day > 1 or dealer.request.days == 1
+    if (
+        may
+        and whole
+        and slots[0].activity == "do"
+        and (dealer.wishes_trip() or not dealer.near)
+        and (trip := dealer.day_trip())
+    ):
         yield slots[0], [trip]
         slots = [s for s in slots[1:] if s.part == "evening"]
     for slot in slots:

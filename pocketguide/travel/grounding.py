@@ -6,7 +6,7 @@
 __all__ = ['LAYERS', 'NOT_COVERED_PREFIX', 'content_folder', 'guide_library', 'entry_named', 'party_of', 'window_of',
            'request_of', 'values_of', 'Author', 'place_notes', 'as_checklist', 'serious_subject', 'not_covered_entry',
            'author_of', 'answer_grammar', 'options_entry', 'entry_for', 'likely_topics', 'ranked_entries',
-           'ground_question', 'ground_questions', 'with_material']
+           'details_entry', 'ground_question', 'ground_questions', 'with_material']
 
 # %% ../../nbs/travel/14_grounding.ipynb #imports
 import re
@@ -87,12 +87,14 @@ def party_of(reading: Reading) -> str:
 
 def window_of(reading: Reading) -> tuple[int, int] | None:
     "Return the minutes of a day between which a stay lies, or None if it is not one of hours."
+    if (reading.days or 1) > 1:  # it is the hours of one event
+        return None
     if found := reading.first("window"):
         start, end = (int(clock[:2]) * 60 + int(clock[3:]) for clock in found.value)
         end = end or 1440  # until midnight
         return (start, end) if start < end else None
     hours = reading.first("hours")
-    if hours and hours.value < 14 and (reading.days or 1) == 1:
+    if hours and hours.value < 14:
         return _MORNING, _MORNING + int(60 * hours.value)
     return None
 
@@ -204,13 +206,22 @@ class Author:
 _MOST_SAID = 3  # constraints that a sentence or list of the envelope names
 
 
+_OF_ANOTHER = re.compile(
+    r"\b(?:my|our|his|her|their) (?:\w+ )?(?:son|daughter|kid|child|baby|boy|girl|mother|father|mum|mom|dad|wife|husband"
+    r"|partner|friend|boyfriend|girlfriend|gran|grandma|grandpa|grandmother|grandfather|aunt|uncle|sister|brother)\w*\b"
+)
+
+
 @patch
 def frame_texts(self: Author) -> list[str]:
     "Return the sentences that name the place, the days and every constraint; none without a place."
     request, filled = self.request, []
     frames = self.frames[request.payload_type]["summary"]
+    another = _OF_ANOTHER.search(self.question.lower())
     for turn, frame in enumerate(frames):
         said = [c["answer"]["summary"] for c in request.constraints]
+        if another:  # it may be theirs
+            said = [[re.sub(r"\byour\b", "the", way) for way in ways] for ways in said]
         phrases = [ways[turn % len(ways)] for ways in said]
         if "{features" not in frame and (text := fill(frame, self.values | {"with": "\0"})):
             filled.append(text.replace("\0", enumerated(phrases)))
@@ -260,8 +271,8 @@ def _lines(self: Author, part: str) -> list[list[str]]:
     # An assumption of an entry before v5 may deny what the traveller has said: nobody read it for that
     own = envelope_lines(request, self.library, part) if part != "assume" or _assumes_little(request) else []
     general = fact_lines(request, self.frames, part) if request.facts and not _is_not_covered(request.entry) else []
-    if request.payload_type == "itinerary":
-        own, general = [], own + general
+    if request.payload_type == "itinerary":  # an assumption of the library's may deny what was said
+        own, general = [], general if part == "assume" else own + general
     return [[line] for line in [*own, *filter(self._is_asked_for, general)]]
 
 
@@ -660,6 +671,8 @@ def _day_summary(self: Author, day: int, slots: list[tuple[Slot, list[Item]]]) -
     else:
         turn = self.frames["plain_days"]
         texts = self.texts(turn[(day - 1) % len(turn) :][:2])
+    if not texts and names:
+        texts = self.texts([f"{names[0][:1].upper()}{names[0][1:]}, and time to spare."])
     texts = texts or [f"Day {day}."]
     return self.lark.choice([value(t) for t in texts], "day")
 
@@ -905,7 +918,23 @@ def ranked_entries(question: str, payload_type: str, classification: Classificat
 
 _SURE = 0.6  # probability of an entry from which it answers, though the question names options
 # Families of options that say when or whether to act: an entry that surely fits knows more of the matter
-_WHETHER = {"timing", "booking", "document", "health", "work", "sale", "event", "effort", "company", "outing"}
+_WHETHER = {"timing", "booking", "document", "where", "health", "work", "sale", "event", "company"}
+
+
+_DOUBTFUL, _MANY = 0.6, 7  # below this probability of an entry so many lines of aspects do better without it
+
+
+def details_entry(question: str, probability: float, library: dict) -> dict | None:
+    "Return the entry of a list that its aspects make, if the entry found is in doubt and they say enough; else None."
+    facts = place.facts if (place := find_place(question)) else None
+    found = find_aspects(question, "checklist", library.get("aspects", ()), facts.country_code if facts else "")
+    lines = sum(len(aspect["items"]) for aspect in found)
+    if probability >= _DOUBTFUL or lines < _MANY:
+        return None
+    subject = serious_subject(question)
+    general = entry_named(library, "checklist", _general_id(question, "checklist"))
+    sections = not_covered_entry("checklist", subject, library)["sections"] if subject else {}
+    return {**general, **library["frames"]["details"], "sections": sections, "groups": list(sections)}
 
 
 def _found_entry(question: str, payload_type: str, classification: Classification | None, library: dict) -> dict:
@@ -918,7 +947,8 @@ def _found_entry(question: str, payload_type: str, classification: Classificatio
         specific = found and not found.general and found.probability >= _SURE
         if not specific or tree["category"] not in _WHETHER:
             return tree
-    return entry_for(question, payload_type, [found.entry_id] if found else [], library)
+    details = payload_type == "checklist" and details_entry(question, found.probability if found else 0.0, library)
+    return details or entry_for(question, payload_type, [found.entry_id] if found else [], library)
 
 
 def _recognised(

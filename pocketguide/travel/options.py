@@ -137,10 +137,11 @@ def _branches(found: Sequence[Option], said: str) -> tuple[list[dict], list[dict
     "Return the questions of all options in turn, and the edges between them and their outcomes."
     asked = [_questions(option, said, option is found[-1]) for option in found]
     first = [f"{o.entry['id']} 0" if own else o.entry["id"] for o, own in zip(found, asked)]
+    rival = next((o.entry["id"] for o in found[:-1] if not _pointed(o, "against", said)), "none")  # not ruled out
     nodes, edges = [], []
     for i, (option, own) in enumerate(zip(found, asked)):
         name = option.entry["id"]
-        otherwise = first[i + 1] if i + 1 < len(found) else "none"
+        otherwise = first[i + 1] if i + 1 < len(found) else rival
         for j, question in enumerate(own):
             here, onward = f"{name} {j}", f"{name} {j + 1}" if j + 1 < len(own) else name
             nodes.append(_node(here, question["ask"]))
