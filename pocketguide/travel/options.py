@@ -150,12 +150,19 @@ def _branches(found: Sequence[Option], said: str) -> tuple[list[dict], list[dict
     return nodes, edges
 
 
+_URGENT = _NONE | {
+    "text": ["This cannot wait, and none of these is enough."],
+    "action": ["Call {emergency} or have someone take you to the nearest hospital now.", "Call an ambulance now."],
+}
+
+
 def option_tree(question: str, options: Sequence[dict], place: str = "") -> dict | None:
     "Return the entry of a decision tree among the options that a question names, or None if it names no two."
     found = find_options(question, options)
     if len(found) < 2:
         return None
     nodes, edges = _branches(found, question.lower())
+    family = found[0].entry["family"]
     outcomes = [_outcome(option, option is found[-1]) for option in found]
     needs_none = any(edge["to"] == "none" for edge in edges)
     names = [_said(option) for option in found]
@@ -164,9 +171,9 @@ def option_tree(question: str, options: Sequence[dict], place: str = "") -> dict
     return {
         "id": OPTIONS_PREFIX + "-".join(option.entry["id"] for option in found),
         "title": f"{title[:1].upper()}{title[1:]}: how to choose",
-        "category": found[0].entry["family"],
+        "category": family,
         "goal": [f"Choose between {format_list(names, locale='en_GB')}{where} by what decides for you."],
-        "nodes": [*nodes, *outcomes, *([_NONE] if needs_none else [])],
+        "nodes": [*nodes, *outcomes, *([_URGENT if family == "health" else _NONE] if needs_none else [])],
         "edges": edges,
         "assume": ["All of these can still be had for your dates."],
         "uncertain": ["Prices, hours and what is still free change by the day, so check before you decide."],
