@@ -207,7 +207,7 @@ def described(known: dict) -> dict:
     facts = {
         name: {"n": len(n), "mean_tokens": round(sum(n) / len(n), 1), "most": max(n)} for name, n in lengths.items()
     }
-    return {**facts, "source": "fixed200_v1, and questions of the project's own generator (data set v5)"}
+    return {**facts, "source": "fixed200_v1, and questions of the project's own generator (data set v6)"}
 
 
 def table(rows: list[dict]) -> str:

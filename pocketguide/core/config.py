@@ -217,8 +217,8 @@ _CHOICES = {
 }
 _POSITIVE = """
     data.max_seq_len data.classification_tokens lora.r lora.alpha training.num_epochs training.learning_rate
-    training.effective_batch_size training.micro_batch_size training.max_grad_norm training.forced_weight training.select_rows
-    training.select_tokens runtime.checkpoint_every_n_layers
+    training.effective_batch_size training.micro_batch_size training.forced_weight training.max_grad_norm
+    training.select_rows training.select_tokens runtime.checkpoint_every_n_layers
 """.split()
 _NOT_NEGATIVE = "training.eval_rows training.patience training.micro_batch_tokens".split()
 

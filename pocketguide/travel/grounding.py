@@ -207,8 +207,9 @@ _MOST_SAID = 3  # constraints that a sentence or list of the envelope names
 
 
 _OF_ANOTHER = re.compile(
-    r"\b(?:my|our|his|her|their) (?:\w+ )?(?:son|daughter|kid|child|baby|boy|girl|mother|father|mum|mom|dad|wife|husband"
-    r"|partner|friend|boyfriend|girlfriend|gran|grandma|grandpa|grandmother|grandfather|aunt|uncle|sister|brother)\w*\b"
+    r"\b(?:my|our|his|her|their) (?:\w+ )?(?:son|daughter|kid|child|baby|boy|girl|mother|father|mum|mom|dad|wife"
+    r"|husband|partner|friend|boyfriend|girlfriend|gran|grandma|grandpa|grandmother|grandfather|aunt|uncle"
+    r"|sister|brother)\w*\b"
 )
 
 

@@ -17,7 +17,8 @@ from babel.lists import format_list
 # %% ../../nbs/travel/13_options.ipynb #mentions
 MOST = 4  # options of a tree
 _AMOUNT = re.compile(
-    r"(?:[$\u20ac\u00a3] ?\d[\d,.]*k?|\b\d[\d,.]* ?(?:usd|eur|euros?|dollars?|pounds?|gbp|bucks|\u20ac|\$|\u00a3)(?!\w))"
+    r"(?:[$\u20ac\u00a3] ?\d[\d,.]*k?"
+    r"|\b\d[\d,.]* ?(?:usd|eur|euros?|dollars?|pounds?|gbp|bucks|\u20ac|\$|\u00a3)(?!\w))"
     r"(?: ?(?:a|per|each|/) ?(?:night|day|head|person|week|month))?"
 )
 _NEAR = 24  # characters between an option and its price
