@@ -21,8 +21,8 @@ core: text errors cli files rows sources config runs stats plots
 contract: dialect cases schema grammar task lark gate
 engine: chat completion prompts models ranks testing fusion kernels adapters static_cache fused_step decoder
 engine: generate llama remote
-travel: contract gazetteer facts places sights constraints reading library prompts questions compose retrieve dishes aspects options
-travel: day_plan grounding own_guide measures review task draws
+travel: contract gazetteer facts places sights constraints reading library prompts questions compose retrieve
+travel: dishes aspects options day_plan grounding own_guide measures review task draws
 .: data
 train: microbatch tracking train run_samples sweep
 .: new
