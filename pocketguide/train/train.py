@@ -689,15 +689,14 @@ def load_sft(task: Task, cfg: Config, tokenizer) -> tuple[SFTDataset, SFTDataset
         how = "name rows that training does not see; python3 -m pocketguide.new splits some off"
         raise UserError(f"the task {task.name} has no validation rows", "data.val", how)
 
-    def encode(path: str, limit: int | None = None, classification_rows: Sequence[dict] = (), weighted=False):
+    def encode(path: str, limit: int | None = None, classification_rows: Sequence[dict] = ()) -> SFTDataset:
         rows = task.training_rows(path, cfg.data, limit)
-        if not weighted:
+        if cfg.training.forced_weight == 1:  # no label is light; the validation loss counts all alike in any case
             rows = [{key: row[key] for key in row if key != "choices"} for row in rows]
         batch_size, tokens = cfg.training.effective_batch_size, cfg.data.classification_tokens
         return SFTDataset(rows, tokenizer, cfg.data.max_seq_len, classification_rows, batch_size, tokens)
 
-    weighted = cfg.training.forced_weight != 1  # the validation loss counts all tokens alike
-    train_set = encode(cfg.data.train, classification_rows=task.classification_rows(cfg), weighted=weighted)
+    train_set = encode(cfg.data.train, classification_rows=task.classification_rows(cfg))
     return train_set, encode(cfg.data.val, cfg.training.eval_rows or None)
 
 # %% ../../nbs/02_train.ipynb #last-checkpoint

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .compose import DaySlot, stems, suits_slot
-from .dishes import dish_texts, is_named, local_dishes
+from .dishes import dish_texts, local_dishes, named_words
 from .library import fill
 from .questions import Request, place_offers, suitable_activities, unwanted_pattern
 from .sights import Sight, sights_of
@@ -259,13 +259,9 @@ def trip_slots(request: Request, rhythm: Rhythm, window: tuple[int, int] | None 
     days = []
     for day in range(1, request.days + 1):
         start = rhythm.start if day == 1 else 0
-        end = min(rhythm.evening, rhythm.end if day == request.days > 1 else 1440)
-        slots = fit_slots(day_slots(request, day), start, end, rhythm.nap)
-        slots = [
-            *_come_slot(start, slots),
-            *slots,
-            *_leave_slot(rhythm.end if day == request.days > 1 else 1440, slots),
-        ]
+        departure = rhythm.end if day == request.days > 1 else 1440
+        slots = fit_slots(day_slots(request, day), start, min(rhythm.evening, departure), rhythm.nap)
+        slots = [*_come_slot(start, slots), *slots, *_leave_slot(departure, slots)]
         days.append(slots or _odd_hours("arrival_late" if day == 1 else "early_departure"))
     return days
 
@@ -522,7 +518,7 @@ class Dealer:
         "Return one or two dishes for a meal, each offered once."
         most = 1 if self.request.days > 2 else 2  # so that they last
         served = [dish for dish in self.dishes if meal in dish["meal"]][:most]
-        named = [dish for dish in served if is_named(dish, self.said)]
+        named = [dish for dish in served if named_words(dish, self.said)]
         served = named or served  # what the question names is not left to chance
         self.dishes = [dish for dish in self.dishes if dish not in served]
         return served
@@ -567,14 +563,9 @@ def _fill_slot(dealer: Dealer, slot: Slot, day: int, first: bool, near: str) -> 
 def _plan_day(dealer: Dealer, slots: list[Slot], day: int) -> Iterator[tuple[Slot, list[Item]]]:
     near = ""
     whole = not any(slot.block for slot in slots)  # no hour of the day is taken
-    may = day > 1 or dealer.request.days == 1
-    if (
-        may
-        and whole
-        and slots[0].activity == "do"
-        and (dealer.wishes_trip() or not dealer.near)
-        and (trip := dealer.day_trip())
-    ):
+    may = (day > 1 or dealer.request.days == 1) and whole and slots[0].activity == "do"
+    wanted = may and (dealer.wishes_trip() or not dealer.near)
+    if wanted and (trip := dealer.day_trip()):
         yield slots[0], [trip]
         slots = [s for s in slots[1:] if s.part == "evening"]
     for slot in slots:

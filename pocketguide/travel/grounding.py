@@ -323,6 +323,7 @@ def _stated(self: Author) -> list[dict]:
     return [c for c in self.request.constraints if not (errand and c["kind"] in _OF_TRIPS)][:_MOST_SAID]
 
 
+_MOST_OF_ASPECTS = 3  # points of a list that aspects add
 _MOST_POINTS = 5  # that come before what the library offers for every traveller
 
 
@@ -333,10 +334,7 @@ def _aspect_points(self: Author, part: str) -> list[str]:
         return []
     own = [aspect.get(part, [])[i : i + 1] for i in range(2) for aspect in self.aspects]
     lines = [text for lines in own for line in lines if (text := fill(line, self.values))]
-    said = [
-        line for lines in self.request.entry.get(part, ()) for line in ([lines] if isinstance(lines, str) else lines)
-    ]
-    return new_lines(lines, said)[:3]
+    return new_lines(lines, self.request.entry.get(part, ()))[:_MOST_OF_ASPECTS]
 
 
 @patch
@@ -927,10 +925,11 @@ _DOUBTFUL, _MANY = 0.6, 7  # below this probability of an entry so many lines of
 
 def details_entry(question: str, probability: float, library: dict) -> dict | None:
     "Return the entry of a list that its aspects make, if the entry found is in doubt and they say enough; else None."
+    if probability >= _DOUBTFUL:
+        return None
     facts = place.facts if (place := find_place(question)) else None
     found = find_aspects(question, "checklist", library.get("aspects", ()), facts.country_code if facts else "")
-    lines = sum(len(aspect["items"]) for aspect in found)
-    if probability >= _DOUBTFUL or lines < _MANY:
+    if sum(len(aspect["items"]) for aspect in found) < _MANY:
         return None
     subject = serious_subject(question)
     general = entry_named(library, "checklist", _general_id(question, "checklist"))
@@ -985,11 +984,8 @@ def ground_question(question: dict, classification: Classification | None, libra
 
 def _topic(entry: dict, topic: str) -> str:
     "Return the entry in the words of a prompt; the model's own words where nobody wrote an entry."
-    return (
-        topic
-        if _is_not_covered(entry) or entry.get("id", "").startswith(OPTIONS_PREFIX)
-        else entry.get("id", "").replace("-", " ")
-    )
+    entry_id = entry.get("id", "")
+    return topic if entry_id.startswith((NOT_COVERED_PREFIX, OPTIONS_PREFIX)) else entry_id.replace("-", " ")
 
 
 def ground_questions(

@@ -9,10 +9,11 @@ __all__ = ['MOST', 'OPTIONS_PREFIX', 'Option', 'mentions', 'find_options', 'opti
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from functools import cache
 from typing import NamedTuple
 
 from babel.lists import format_list
+
+from .aspects import pattern
 
 # %% ../../nbs/travel/13_options.ipynb #mentions
 MOST = 4  # options of a tree
@@ -37,11 +38,6 @@ class Option(NamedTuple):
     price: str  # empty if none is named
 
 
-@cache
-def _pattern(words: str) -> re.Pattern:
-    return re.compile(words)
-
-
 def _price(text: str, end: int, until: int) -> str:
     "Return the amount of money that follows an option directly, before the next one."
     found = _AMOUNT.search(text[end : min(end + _NEAR + 16, until)])
@@ -53,8 +49,8 @@ def mentions(text: str, options: Sequence[dict]) -> list[Option]:
     found = []
     for entry in options:
         refused = entry.get("unless")
-        if not (refused and _pattern(refused).search(text)):
-            found += [(m.start(), m.end(), entry) for m in _pattern(entry["words"]).finditer(text)]
+        if not (refused and pattern(refused).search(text)):
+            found += [(m.start(), m.end(), entry) for m in pattern(entry["words"]).finditer(text)]
     found.sort(key=lambda hit: (hit[0] - hit[1], hit[0]))
     taken: list[tuple[int, int, dict]] = []
     for start, end, entry in found:
@@ -66,16 +62,13 @@ def mentions(text: str, options: Sequence[dict]) -> list[Option]:
 
 # %% ../../nbs/travel/13_options.ipynb #find
 _DECIDE = re.compile(r"\b(decision tree|flow ?chart|decide|one friend says|says? [^.]* says?)\b")
+_ASKS = re.compile(r"\b(which|whether|either|between|choose|choice|or)\b")  # before the first option
 
 
 def _opposed(text: str, own: Sequence[Option]) -> bool:
     "Return True if a word between two of the options, or `which`, opposes them."
     between = any(_OPPOSED.search(text, a.end, b.end) for a, b in zip(own, own[1:]))
-    return (
-        between
-        or bool(_DECIDE.search(text))
-        or bool(re.search(r"\b(which|whether|either|between|choose|choice|or)\b", text[: own[0].start]))
-    )
+    return between or bool(_DECIDE.search(text) or _ASKS.search(text, 0, own[0].start))
 
 
 def _families(text: str, options: Sequence[dict]) -> Iterator[list[Option]]:
@@ -111,13 +104,13 @@ def _outcome(option: Option, last: bool) -> dict:
 
 def _pointed(option: Option, key: str, said: str) -> dict | None:
     "Return the question of an option that the traveller's words call for, or None."
-    return next((q for q in option.entry.get(key, ()) if _pattern(q["words"]).search(said)), None)
+    return next((q for q in option.entry.get(key, ()) if pattern(q["words"]).search(said)), None)
 
 
 def _questions(option: Option, said: str, last: bool) -> list[dict]:
     "Return what is asked of an option in turn: what rules it out, then what speaks for it."
     against = _pointed(option, "against", said)
-    asked = [against | {"rules_out": True}] if against else []
+    asked = [against] if against else []
     if not last:
         entry = option.entry
         own = {"ask": entry["when"], "yes": entry["yes"], "no": entry["no"]}
